@@ -1,0 +1,109 @@
+"""Laws of the training times: values (key, n, path) -> t[n], each the inverse CDF of a uniform variable."""
+
+import dataclasses
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jaxdiff.core.types import Path, Weight
+
+Times = Float[Array, "n"]
+
+
+@runtime_checkable
+class Quantile(Protocol):
+    """A law that can be stratified: u in [0, 1) -> t."""
+
+    def quantile(self, u: Times, path: Path) -> Times: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """t uniform on [start, 1] * t_max."""
+
+    start: float = 0.0
+    """The smallest time, as a fraction of t_max (score SDE: 1e-5)."""
+
+    def quantile(self, u: Times, path: Path) -> Times:
+        return path.t_max * (self.start + (1 - self.start) * u)
+
+    def __call__(self, key: Key[Array, ""], n: int, path: Path) -> Times:
+        return self.quantile(jax.random.uniform(key, (n,)), path)
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformSteps:
+    """t uniform on the N steps {1 ... N} * t_max / N of a discrete chain. Source: arXiv:2006.11239, Alg. 1."""
+
+    num_steps: int = 1000
+    """N."""
+
+    def quantile(self, u: Times, path: Path) -> Times:
+        step = jnp.minimum(jnp.floor(u * self.num_steps) + 1, self.num_steps)
+        return step * (path.t_max / self.num_steps)
+
+    def __call__(self, key: Key[Array, ""], n: int, path: Path) -> Times:
+        return self.quantile(jax.random.uniform(key, (n,)), path)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogNormal:
+    """log(sigma / alpha) ~ N(mean, std**2): EDM's law on `Sigma`, the logit-normal law on `Linear`.
+
+    Source: arXiv:2206.00364, Table 1; arXiv:2403.03206, Eq. 19.
+    """
+
+    mean: float = -1.2
+    """Mean of log(sigma / alpha): EDM -1.2, SD3 0."""
+    std: float = 1.2
+    """Its standard deviation: EDM 1.2, SD3 1."""
+
+    def quantile(self, u: Times, path: Path) -> Times:
+        # u is a multiple of 2**-23, so half a unit keeps the normal quantile finite at u = 0.
+        normal = jax.scipy.special.ndtri(jnp.maximum(u, 2.0**-24))
+        return path.invert(jnp.exp(self.mean + self.std * normal))
+
+    def __call__(self, key: Key[Array, ""], n: int, path: Path) -> Times:
+        return self.quantile(jax.random.uniform(key, (n,)), path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Importance:
+    """Density of t proportional to a weight, so that a loss of weight 1 has the weighted loss's expectation
+    (up to a constant) with less variance. Source: arXiv:2101.09258, Sec. 5.1 (for the likelihood weight).
+    """
+
+    weight: Weight
+    """The weight that uniform times would have had."""
+    start: float = 1e-5
+    """The smallest time, as a fraction of t_max: the weight must be finite there."""
+    bins: int = 1000
+    """Resolution of the numerical inverse CDF."""
+
+    def quantile(self, u: Times, path: Path) -> Times:
+        # Geometric bins: likelihood weights blow up as 1/t towards the clean end.
+        edges = path.t_max * jnp.geomspace(self.start, 1.0, self.bins + 1)
+        middles = 0.5 * (edges[1:] + edges[:-1])
+        mass = self.weight(path(middles)) * jnp.diff(edges)
+        cdf = jnp.concatenate([jnp.zeros(1), jnp.cumsum(mass)])
+        return jnp.interp(u * cdf[-1], cdf, edges)
+
+    def __call__(self, key: Key[Array, ""], n: int, path: Path) -> Times:
+        return self.quantile(jax.random.uniform(key, (n,)), path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stratified:
+    """Any law with its n uniforms spread evenly, u_i = (u + i/n) mod 1: less variance, same expectation.
+
+    Source: arXiv:2107.00630, App. I.1 (low-discrepancy sampler).
+    """
+
+    law: Uniform | UniformSteps | LogNormal | Importance = Uniform()
+    """The law of each time."""
+
+    def __call__(self, key: Key[Array, ""], n: int, path: Path) -> Times:
+        u = jnp.mod(jax.random.uniform(key) + jnp.arange(n) / n, 1.0)
+        return self.law.quantile(u, path)

@@ -1,0 +1,117 @@
+"""Weights of a squared error at a level. Each says of which prediction's error it speaks.
+
+`convert` moves a weight to another prediction's error: the squared ratio of the two dets (see `gaussian`).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxdiff.core.gaussian import det, logsnr, snr
+from jaxdiff.core.paths import logsnr_rate
+from jaxdiff.core.types import Level, Path, Prediction, Weight
+
+Scalar = Float[Array, "*b"]
+
+
+def convert(weight: Weight, of: Prediction, to: Prediction) -> Weight:
+    """The weight on `to`'s output error that equals `weight` on `of`'s output error."""
+    return lambda level: weight(level) * jnp.square(det(of, level) / det(to, level))
+
+
+@dataclasses.dataclass(frozen=True)
+class One:
+    """1, of whatever error it is asked for: DDPM's simple loss on eps, EDM's loss on its own output."""
+
+    def __call__(self, level: Level) -> Scalar:
+        return jnp.ones_like(level.alpha)
+
+
+@dataclasses.dataclass(frozen=True)
+class SNR:
+    """SNR, of the x0 error (it equals 1 of the eps error). Source: arXiv:2202.00512, Eq. 9."""
+
+    def __call__(self, level: Level) -> Scalar:
+        return snr(level)
+
+
+@dataclasses.dataclass(frozen=True)
+class TruncatedSNR:
+    """max(SNR, 1), of the x0 error. Source: arXiv:2202.00512, Sec. 4."""
+
+    def __call__(self, level: Level) -> Scalar:
+        return jnp.maximum(snr(level), 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class MinSNR:
+    """min(SNR, gamma), of the x0 error. Source: arXiv:2303.09556, Sec. 3.4."""
+
+    gamma: float = 5.0
+    """The cap."""
+
+    def __call__(self, level: Level) -> Scalar:
+        return jnp.minimum(snr(level), self.gamma)
+
+
+@dataclasses.dataclass(frozen=True)
+class P2:
+    """1 / (k + SNR)**gamma, of the eps error. Source: arXiv:2204.00227, Eq. 8."""
+
+    k: float = 1.0
+    """Keeps the weight finite at pure noise."""
+    gamma: float = 1.0
+    """Strength; 0 is the simple loss."""
+
+    def __call__(self, level: Level) -> Scalar:
+        return (self.k + snr(level)) ** -self.gamma
+
+
+@dataclasses.dataclass(frozen=True)
+class EDMWeight:
+    """(sigma**2 + s**2) / (sigma s)**2, of the x0 error at sigma = sigma/alpha (1 of EDM's own output error).
+
+    Source: arXiv:2206.00364, Table 1.
+    """
+
+    sigma_data: float = 0.5
+    """s, the data's standard deviation."""
+
+    def __call__(self, level: Level) -> Scalar:
+        return snr(level) + self.sigma_data**-2
+
+
+@dataclasses.dataclass(frozen=True)
+class VLB:
+    """-(1/2) d logSNR / dt, of the eps error, for uniform t in [0, t_max] (times t_max: nats per example).
+
+    Source: arXiv:2107.00630, Eq. 17.
+    """
+
+    path: Path
+    """The path that the times are drawn on."""
+
+    def __call__(self, level: Level) -> Scalar:
+        return 0.5 * self.path.t_max * logsnr_rate(self.path, level)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sigmoid:
+    """-(d logSNR / dt) * sigmoid(bias - logSNR), of the eps error, for uniform t.
+
+    Source: arXiv:2303.00848, Sec. 4.3 and App. D.2 (sigmoid(-logSNR + k)); SiD2, arXiv:2410.19324, Sec. 3.1.
+    """
+
+    path: Path
+    """The path that the times are drawn on."""
+    bias: float = -1.0
+    """b; SiD2 uses -3 for 512 pixels, -1 for 64."""
+
+    def __call__(self, level: Level) -> Scalar:
+        return (
+            self.path.t_max
+            * logsnr_rate(self.path, level)
+            * jax.nn.sigmoid(self.bias - logsnr(level))
+        )

@@ -1,0 +1,18 @@
+"""Image sets by name or path, and the Grain pipeline that turns one into batches."""
+
+from jaxdiff.data.config import Data
+from jaxdiff.data.pipeline import Batch, Batches, batches, validation_batches
+from jaxdiff.data.source import Example, Source
+from jaxdiff.data.sources import open_source, open_validation
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "Data",
+    "Example",
+    "Source",
+    "batches",
+    "open_source",
+    "open_validation",
+    "validation_batches",
+]

@@ -1,0 +1,160 @@
+"""Sets that lie in memory as one array: the embedded emoji, `.npz` files, Fashion-MNIST's idx files."""
+
+import gzip
+import struct
+import zipfile
+import zlib
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+
+from jaxdiff.data.source import ArraySource
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package dataset-fashion-mnist puts its files."""
+
+FASHION_LABELS = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+
+
+def slug(name: str) -> str:
+    """A name as the command line spells it: `Smileys & Emotion` is `smileys-emotion`."""
+    words = "".join(c if c.isalnum() else " " for c in name.lower()).split()
+    return "-".join(words)
+
+
+def open_emoji(category: str | None = None, split: str = "train") -> ArraySource:
+    """The embedded set: 1,897 captioned emoji, 32x32 RGB, in 10 categories, or one category without labels.
+
+    Raises ValueError with the allowed names where `category` is none of the slugs of the categories.
+    """
+    if split != "train":
+        raise ValueError(f"--data.split {split} is not in emoji, which has train")
+    file = resources.files("jaxdiff.data").joinpath("emoji.npz")
+    with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+        images, label, text = arrays["images"], arrays["label"], arrays["text"].tolist()
+        categories = tuple(arrays["categories"].tolist())
+    if category is None:
+        return ArraySource("emoji", images, label, categories, tuple(text))
+    slugs = [slug(name) for name in categories]
+    if category not in slugs:
+        raise ValueError(f"--data.source emoji:{category} is unknown, allowed after emoji: are {', '.join(slugs)}")
+    chosen = np.flatnonzero(label == slugs.index(category))
+    return ArraySource(f"emoji:{category}", images[chosen], text=tuple(text[i] for i in chosen))
+
+
+def npz_splits(path: Path) -> tuple[str, ...]:
+    """The splits of an .npz: `train` where it has `images`, else each s of its arrays `s_images` (MedMNIST)."""
+    with _load(path) as arrays:
+        names = list(arrays.keys())
+    if "images" in names:
+        return ("train",)
+    return tuple(name.removesuffix("_images") for name in names if name.endswith("_images"))
+
+
+def open_npz(path: Path, split: str) -> ArraySource:
+    """The pictures of an .npz: `images` uint8 [n, h, w] or [n, h, w, c], c = 1, 3 or 4, optional `label` (or
+    `labels`) int [n] or [n, 1], `categories` str [k] (the names of the labels) and `text` str [n].
+
+    Where there is no `images`, MedMNIST's names `train_images`, `train_labels`, ... are read by `split`.
+    Raises FileNotFoundError or ValueError, one line with the file's name.
+    """
+    splits = npz_splits(path)
+    if not splits:
+        raise ValueError(f"{path} has no array named images (--data.source)")
+    split = "val" if split == "validation" and "val" in splits else split
+    if split not in splits:
+        raise ValueError(f"--data.split {split} is not in {path}, which has {', '.join(splits)}")
+    with _load(path) as arrays:
+        prefix = "" if "images" in arrays else f"{split}_"
+        fields = {
+            name: arrays[name]
+            for name in (
+                f"{prefix}images", f"{prefix}label", f"{prefix}labels", f"{prefix}text", "categories",
+            )
+            if name in arrays
+        }  # fmt: skip
+    images = _images(fields[f"{prefix}images"], path)
+    label = fields.get(f"{prefix}label", fields.get(f"{prefix}labels"))
+    label, names = _labels(label, fields.get("categories"), len(images), path)
+    text = fields.get(f"{prefix}text")
+    if text is not None and text.shape != (len(images),):
+        raise ValueError(f"{path}: text has shape {text.shape}, must be ({len(images)},)")
+    return ArraySource(str(path), images, label, names, () if text is None else tuple(map(str, text)))
+
+
+def open_fashion_mnist(folder: Path, split: str) -> ArraySource:
+    """Fashion-MNIST from its idx files, plain or .gz: 28x28 grey, 10 classes, 60,000 train and 10,000 test."""
+    parts = {"train": "train", "test": "t10k"}
+    if split not in parts:
+        raise ValueError(f"--data.split {split} is not in fashion_mnist, which has train, test")
+    images = _read_idx(folder, f"{parts[split]}-images-idx3-ubyte")
+    label = _read_idx(folder, f"{parts[split]}-labels-idx1-ubyte")
+    if images.ndim != 3 or label.shape != images.shape[:1] or (label.size and label.max() > 9):
+        raise ValueError(f"{folder}: the idx files of {split} are not Fashion-MNIST's (--data.source)")
+    return ArraySource("fashion_mnist", images[..., None], label, FASHION_LABELS)
+
+
+def _read_idx(folder: Path, name: str) -> UInt8[np.ndarray, "..."]:
+    """The uint8 array of an idx file: two zero bytes, type 8, the rank, big-endian sizes, then the values."""
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            break
+    else:
+        raise FileNotFoundError(
+            f"{folder / name}[.gz] is missing: `apt-get install dataset-fashion-mnist`,"
+            " or name the folder of the idx files with --data.source fashion_mnist:DIR"
+        )
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        zero, kind, rank = struct.unpack(">HBB", data[:4])
+        shape = struct.unpack(f">{rank}I", data[4 : 4 + 4 * rank])
+        if (zero, kind) != (0, 8):
+            raise ValueError("not an idx file of bytes")
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+    except (ValueError, OSError, EOFError, struct.error, zlib.error) as error:
+        raise ValueError(f"{path} is not a whole idx file of bytes (--data.source)") from error
+
+
+def _load(path: Path) -> np.lib.npyio.NpzFile:
+    if not path.is_file():
+        raise FileNotFoundError(f"--data.source {path} does not exist")
+    try:
+        arrays = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not an .npz file (--data.source)") from error
+    if not isinstance(arrays, np.lib.npyio.NpzFile):
+        raise ValueError(f"{path} is not an .npz file (--data.source)")
+    return arrays
+
+
+def _images(images: np.ndarray, path: Path) -> UInt8[np.ndarray, "n h w c"]:
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3, 4):
+        raise ValueError(
+            f"{path}: images must be uint8 [n, h, w] or [n, h, w, c] with c = 1, 3 or 4,"
+            f" got {images.dtype} {list(images.shape)}"
+        )
+    if not images.size:
+        raise ValueError(f"{path} has no images (--data.source)")
+    return images
+
+
+def _labels(
+    label: np.ndarray | None, categories: np.ndarray | None, n: int, path: Path
+) -> tuple[Integer[np.ndarray, " n"] | None, tuple[str, ...]]:
+    if label is None:
+        return None, ()
+    label = label.reshape(-1) if label.shape == (n, 1) else label
+    if label.shape != (n,) or not np.issubdtype(label.dtype, np.integer):
+        raise ValueError(f"{path}: label must be integers [{n}], got {label.dtype} {list(label.shape)}")
+    names = tuple(map(str, range(label.max() + 1) if categories is None else categories))
+    if label.min() < 0 or label.max() >= len(names):
+        bad = label.min() if label.min() < 0 else label.max()
+        raise ValueError(f"{path}: label {bad} is out of range, must be in 0..{len(names) - 1}")
+    return label, names

@@ -1,0 +1,67 @@
+"""What a run reads: one frozen dataclass, whose field names are the command line's flags."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Crop = Literal["center", "random", "none"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A source of images and what is done to each of them.
+
+    Raises ValueError, with one line that names the flag, where a field is out of its range.
+    """
+
+    source: str
+    """Images to read: `emoji`, `emoji:CATEGORY`, `fashion_mnist[:DIR]`, `tfds:NAME[:DIR]`, a folder or
+    a .zip of images (with or without metadata.jsonl), or an .npz with `images`."""
+
+    size: int
+    """Side of the square images in pixels; larger and smaller pictures are resized to it."""
+
+    channels: int = 3
+    """Colour channels: 3 (RGB) or 1 (grey). Pictures of the other kind are converted."""
+
+    flip: bool = False
+    """Mirror each image left to right with probability 1/2."""
+
+    crop: Crop = "center"
+    """How a picture becomes square: `center` and `random` scale its short side to `size` and cut a window
+    there, `none` squeezes the whole picture."""
+
+    labels: bool = True
+    """Give the labels to the network, if the set has any."""
+
+    split: str = "train"
+    """Part of the set to train on, where the set has parts (`train`, `test`; TFDS also takes `train[:10%]`)."""
+
+    holdout: float = 0.0
+    """Fraction in [0, 0.5] kept out of training for validation, always the same images. At 0 validation
+    reads the set's own validation or test split, if it has one."""
+
+    skip_broken: bool = False
+    """Skip images that cannot be read, and count them, rather than stop at the first one."""
+
+    augment: float = 0.0
+    """Probability in [0, 1] of each of EDM's geometric augmentations, whose parameters the network is told
+    (arXiv:2206.00364, App. F.2; 0.12 for CIFAR-10)."""
+
+    workers: int = 0
+    """Processes that read ahead. 0 reads in threads of this process, enough for sets that fit in memory."""
+
+    def __post_init__(self) -> None:
+        check(bool(self.source), "source", self.source, "the name of a set or a path")
+        check(self.size >= 1, "size", self.size, "at least 1")
+        check(self.channels in (1, 3), "channels", self.channels, "1 or 3")
+        check(self.crop in ("center", "random", "none"), "crop", self.crop, "center, random or none")
+        check(bool(self.split), "split", self.split, "the name of a split, such as train")
+        check(0 <= self.holdout <= 0.5, "holdout", self.holdout, "in [0, 0.5]")
+        check(0 <= self.augment <= 1, "augment", self.augment, "in [0, 1]")
+        check(self.workers >= 0, "workers", self.workers, "at least 0")
+
+
+def check(ok: bool, field: str, value: object, allowed: str) -> None:
+    """Raises ValueError naming the flag, its value and what is allowed, unless `ok`."""
+    if not ok:
+        raise ValueError(f"--data.{field.replace('_', '-')} must be {allowed}, got {value!r}")

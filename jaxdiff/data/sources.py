@@ -1,0 +1,73 @@
+"""From the text of `--data.source` to a source of pictures: the one place that knows every kind of set."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxdiff.data.arrays import FASHION_MNIST, npz_splits, open_emoji, open_fashion_mnist, open_npz
+from jaxdiff.data.config import Data
+from jaxdiff.data.files import files_splits, open_files
+from jaxdiff.data.source import Source, Subset, partition
+from jaxdiff.data.tfds import open_tfds, tfds_splits
+
+
+@dataclass(frozen=True)
+class Opener:
+    """A set that has been named but not read: the splits it has, and how to open one."""
+
+    splits: Callable[[], tuple[str, ...]]
+    open: Callable[[str], Source]
+
+
+def open_source(data: Data) -> Source:
+    """The pictures to train on: the split `data.split` of `data.source`, without those held out.
+
+    Raises ValueError or FileNotFoundError, one line that names the flag and the allowed values.
+    """
+    source = find(data.source).open(data.split)
+    if data.holdout == 0:
+        return source
+    train, _ = partition(len(source), data.holdout)
+    return Subset(source, train)
+
+
+def open_validation(data: Data) -> Source | None:
+    """The pictures to validate on, none of which `open_source` returns; None where the set has no such part.
+
+    With `data.holdout` > 0 the pictures held out of `data.split` (None if the fraction comes to no picture),
+    else the set's own split `validation`, `val` or `test`, whichever it has first, unless it is trained on.
+    """
+    opener = find(data.source)
+    if data.holdout > 0:
+        source = opener.open(data.split)
+        _, held = partition(len(source), data.holdout)
+        return Subset(source, held) if len(held) else None
+    own = [name for name in ("validation", "val", "test") if name in opener.splits()]
+    if not own or own[0] in data.split:
+        return None
+    return opener.open(own[0])
+
+
+def find(spec: str) -> Opener:
+    """The set that `spec`, the text of `--data.source`, names."""
+    kind, _, rest = spec.partition(":")
+    path = Path(spec).expanduser()
+    if kind == "emoji":
+        return Opener(lambda: ("train",), lambda split: open_emoji(rest or None, split))
+    if kind == "fashion_mnist":
+        folder = Path(rest).expanduser() if rest else FASHION_MNIST
+        return Opener(lambda: ("train", "test"), lambda split: open_fashion_mnist(folder, split))
+    if kind == "tfds" and rest:
+        return Opener(lambda: tfds_splits(rest), lambda split: open_tfds(rest, split))
+    if path.suffix == ".npz":
+        return Opener(lambda: npz_splits(path), lambda split: open_npz(path, split))
+    if path.is_dir() or path.suffix == ".zip":
+        return Opener(lambda: files_splits(path), lambda split: open_files(path, split))
+    if path.suffix or len(path.parts) > 1:
+        raise FileNotFoundError(
+            f"--data.source {spec} does not exist: it must be a folder or .zip of images or an .npz"
+        )
+    raise ValueError(
+        f"--data.source {spec!r} is unknown, allowed are emoji, emoji:CATEGORY, fashion_mnist[:DIR],"
+        " tfds:NAME[:DIR], a folder or .zip of images, an .npz"
+    )

@@ -1,0 +1,185 @@
+"""Layers that the networks share: initial values, normalisation, noise and label embeddings."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxdiff.core.types import Cond
+
+GLOROT_GAIN = 1.0
+"""Kernels of variance 2 / (fan_in + fan_out), as in DDPM and NCSN++."""
+
+
+def kernel_init(gain: float) -> nn.initializers.Initializer:
+    """Uniform kernels of variance ``gain * 2 / (fan_in + fan_out)``; all zeros for ``gain = 0``."""
+    if gain == 0:
+        return nn.initializers.zeros
+    return nn.initializers.variance_scaling(gain, "fan_avg", "uniform")
+
+
+def conv(
+    features: int, size: int, dtype: str, gain: float, name: str, stride: int = 1
+) -> nn.Conv:
+    """A ``size x size`` convolution with zero padding; ``stride = 2`` halves the image."""
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=stride,
+        padding="SAME",
+        dtype=jnp.dtype(dtype),
+        kernel_init=kernel_init(gain),
+        name=name,
+    )
+
+
+def dense(
+    features: int, dtype: str, gain: float, name: str, use_bias: bool = True
+) -> nn.Dense:
+    """A linear layer on the last axis."""
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        dtype=jnp.dtype(dtype),
+        kernel_init=kernel_init(gain),
+        name=name,
+    )
+
+
+def num_groups(channels: int) -> int:
+    """The number of groups of group norm: 32, fewer where a group would have under 4 channels.
+
+    Source: arXiv:2206.00364, App. F (32 groups everywhere in DDPM and ADM, whose widths allow it).
+    """
+    most = max(1, min(32, channels // 4))
+    return next(n for n in range(most, 0, -1) if channels % n == 0)
+
+
+def sinusoid(
+    noise: Float[Array, "b"], features: int, max_period: float = 10000.0
+) -> Float[Array, "b features"]:
+    """``[sin(w noise), cos(w noise)]`` with ``w_i = max_period ** (-i / (features / 2))``.
+
+    Source: arXiv:2006.11239, App. B, after arXiv:1706.03762, Sec. 3.5. DDPM divides by ``features / 2 - 1``
+    instead, which is the same as ``max_period = 10000 ** (half / (half - 1))``.
+    """
+    half = features // 2
+    w = jnp.exp(-math.log(max_period) / half * jnp.arange(half, dtype=jnp.float32))
+    angle = noise.astype(jnp.float32)[:, None] * w
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def random_fourier(
+    noise: Float[Array, "b"], features: int, scale: float
+) -> Float[Array, "b features"]:
+    """``[sin(2 pi w noise), cos(2 pi w noise)]`` with fixed ``w ~ N(0, scale^2)``.
+
+    The frequencies are a constant of the program and not a parameter, so that neither the optimiser nor
+    the EMA touches them. Source: arXiv:2011.13456, App. C.2.
+    """
+    w = np.random.RandomState(0).standard_normal(features // 2).astype(np.float32) * scale
+    angle = 2 * jnp.pi * noise.astype(jnp.float32)[:, None] * w
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def label_index(cond: Cond, batch: int, num_classes: int) -> Int[Array, "b"]:
+    """The row of each example in a table of ``num_classes + 1`` rows, whose last row means "no label".
+
+    A label below 0 is absent, and so are all of them where ``cond`` has no ``"label"``.
+    """
+    label = cond["label"] if "label" in cond else jnp.full((batch,), -1, jnp.int32)
+    return jnp.where(label < 0, num_classes, label)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation with float32 statistics: ``scale * (x - mean) / std + bias``.
+
+    An optional modulation ``[b, c]`` pair makes it ``norm(x) * (1 + s) + t`` (AdaGN of arXiv:2105.05233).
+    Everything is folded into one multiply-add per pixel. Source: arXiv:1803.08494.
+    """
+
+    eps: float = 1e-5
+    """Added to the variance."""
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        modulation: tuple[Float[Array, "b c"], Float[Array, "b c"]] | None = None,
+    ) -> Float[Array, "b h w c"]:
+        b, _, _, c = x.shape
+        groups = num_groups(c)
+        gain = self.param("scale", nn.initializers.ones, (c,))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+
+        def by_group(moment: Array) -> Array:
+            mean = moment.reshape(b, groups, c // groups).mean(-1, keepdims=True)
+            return jnp.broadcast_to(mean, (b, groups, c // groups)).reshape(b, c)
+
+        wide = x.astype(jnp.float32)
+        mean = by_group(wide.mean((1, 2)))
+        var = by_group(jnp.square(wide).mean((1, 2))) - jnp.square(mean)
+        factor = jax.lax.rsqrt(jnp.maximum(var, 0) + self.eps) * gain
+        offset = bias - mean * factor
+        if modulation is not None:
+            s, t = modulation
+            factor, offset = factor * (1 + s), offset * (1 + s) + t
+        return (wide * factor[:, None, None, :] + offset[:, None, None, :]).astype(x.dtype)
+
+
+class NoiseEmbedding(nn.Module):
+    """Noise level, class label and augmentation, as one float32 vector per example.
+
+    ``features(noise) (+ augment) (+ label) -> dense -> silu -> dense (+ label)``.
+    """
+
+    features: int
+    """Size of the sinusoidal or Fourier features."""
+    width: int
+    """Size of the result."""
+    noise_scale: float = 1.0
+    """Factor on the noise input."""
+    max_period: float = 10000.0
+    """Longest period of the sinusoids, over 2 pi."""
+    fourier_scale: float = 0.0
+    """Standard deviation of random Fourier frequencies; 0 for sinusoids."""
+    num_classes: int = 0
+    """Number of labels; 0 for none."""
+    label_before_mlp: bool = False
+    """Add the label before the two dense layers and not after them."""
+    augment_dim: int = 0
+    """Size of the augmentation vector; 0 for none."""
+    gain: float = GLOROT_GAIN
+    """Scale of the initial kernels' variance."""
+
+    @nn.compact
+    def __call__(self, noise: Float[Array, "b"], cond: Cond) -> Float[Array, "b width"]:
+        noise = noise * self.noise_scale
+        if self.fourier_scale > 0:
+            emb = random_fourier(noise, self.features, self.fourier_scale)
+        else:
+            emb = sinusoid(noise, self.features, self.max_period)
+        if self.augment_dim and "augment" in cond:
+            emb += dense(self.features, "float32", self.gain, "augment", False)(cond["augment"])
+        elif self.augment_dim:  # absent is zero; the parameters exist all the same
+            zeros = jnp.zeros((noise.shape[0], self.augment_dim))
+            emb += dense(self.features, "float32", self.gain, "augment", False)(zeros)
+        if self.num_classes and self.label_before_mlp:
+            emb += self._label(cond, noise.shape[0], self.features)
+        emb = nn.silu(dense(self.width, "float32", self.gain, "dense_0")(emb))
+        emb = dense(self.width, "float32", self.gain, "dense_1")(emb)
+        if self.num_classes and not self.label_before_mlp:
+            emb += self._label(cond, noise.shape[0], self.width)
+        return emb
+
+    def _label(self, cond: Cond, batch: int, features: int) -> Float[Array, "b features"]:
+        table = nn.Embed(
+            self.num_classes + 1,
+            features,
+            embedding_init=nn.initializers.normal(1.0),
+            name="label",
+        )
+        return table(label_index(cond, batch, self.num_classes))

@@ -1,0 +1,223 @@
+"""The U-Net of DDPM, iDDPM, ADM, DDPM++, NCSN++ and VDM: one module, whose attributes choose among them.
+
+    encoder   per level: residual blocks (with attention at some sizes), then half the size
+    middle    residual block, attention, residual block
+    decoder   the same upwards, each block fed with the matching encoder output as well
+
+Sources: arXiv:2006.11239 (DDPM), 2102.09672 (iDDPM), 2105.05233 (ADM), 2011.13456 (DDPM++, NCSN++),
+2107.00630 (VDM), 2206.00364 (EDM's variants).
+"""
+
+from functools import partial
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxdiff.core.types import Cond
+from jaxdiff.networks.blocks import Attention, Downsample, ResBlock, Upsample, scaled
+from jaxdiff.networks.layers import GroupNorm, NoiseEmbedding, conv
+from jaxdiff.networks.resample import depth_to_space, downsample, space_to_depth, upsample
+
+
+class UNet(nn.Module):
+    """A U-Net: ``(x, noise, cond) -> [b, h, w, c]``, or ``2c`` channels with `learned_variance`.
+
+    Raises ValueError where the image or a width does not fit the attributes.
+    """
+
+    patch: int = 1
+    """Side of the pixel blocks that become channels at the input and pixels again at the output; 1 for none."""
+    channels: int = 128
+    """Channels at the first level."""
+    channel_mults: tuple[int, ...] = (1, 2, 2, 2)
+    """Channels of each level in multiples of `channels`; every level after the first has half the size."""
+    blocks_per_level: int = 2
+    """Residual blocks of an encoder level; a decoder level has one more."""
+    attention_resolutions: tuple[int, ...] = (16,)
+    """Heights of the feature maps (in their own pixels) that have self-attention."""
+    middle_attention: bool = True
+    """Self-attention between the two middle blocks."""
+    decoder_attention: bool = True
+    """Attention after every decoder block of a chosen height; False for only the last block of the level."""
+    heads: int = 1
+    """Attention heads; not used where `head_channels` is set."""
+    head_channels: int = 0
+    """Channels of an attention head; 0 to set `heads` instead."""
+    dropout: float = 0.0
+    """Drop-out rate in the residual blocks, in training."""
+    scale_shift: bool = False
+    """The embedding scales and shifts the norms (ADM); False adds it to the features (DDPM)."""
+    resample_blocks: bool = False
+    """Residual blocks change the size (ADM, NCSN++); False for plain 3x3 convolutions (DDPM)."""
+    resample_taps: tuple[int, ...] = (1, 1)
+    """Filter of the residual blocks that change the size: 1 1 averages, 1 3 3 1 is NCSN++'s."""
+    resample_projection: bool = False
+    """A 1x1 convolution on the skip of the residual blocks that change the size (DDPM++, NCSN++)."""
+    residual_input: bool = False
+    """Add a filtered, convolved copy of the input at every lower encoder level (NCSN++)."""
+    skip_scale: float = 1.0
+    """Factor on every residual sum: 0.7071 in DDPM++ and NCSN++."""
+    embedding_channels: int = 0
+    """Sinusoidal or Fourier features of the noise level; 0 for as many as `channels`."""
+    embedding_mult: int = 4
+    """Width of the embedding in multiples of `channels`."""
+    noise_scale: float = 1.0
+    """Factor on the noise input before its sinusoids."""
+    max_period: float = 10000.0
+    """Longest period of the sinusoids, over 2 pi."""
+    fourier_scale: float = 0.0
+    """Standard deviation of random Fourier frequencies (16 in NCSN++); 0 for sinusoids."""
+    num_classes: int = 0
+    """Number of class labels; 0 for none."""
+    label_before_mlp: bool = False
+    """Add the label to the noise features (DDPM++); False adds it to the finished embedding (ADM)."""
+    augment_dim: int = 0
+    """Size of the augmentation condition (9 in EDM); 0 for none."""
+    fourier_features: tuple[int, ...] = ()
+    """Exponents n of extra inputs sin(2^n 2 pi x) and cos(2^n 2 pi x) (6 7 in VDM)."""
+    add_input: bool = False
+    """Add the input to the output (VDM)."""
+    learned_variance: bool = False
+    """Twice the output channels, for a learned variance (iDDPM, ADM)."""
+    norm_eps: float = 1e-5
+    """Added to the variance in group norm."""
+    init_gain: float = 1.0
+    """Scale of the initial kernels' variance 2 / (fan_in + fan_out)."""
+    remat: bool = False
+    """Recompute the residual blocks in the backward pass: less memory, more time."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type; parameters, norm statistics, softmax and output are float32."""
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        noise: Float[Array, "b"],
+        cond: Cond,
+        train: bool = False,
+    ) -> Float[Array, "b h w c_out"]:
+        """The output at noise input ``noise`` (``c_noise`` of the prediction), float32."""
+        self._check(x)
+        out_channels = x.shape[-1] * (2 if self.learned_variance else 1)
+        emb = NoiseEmbedding(
+            self.embedding_channels or self.channels,
+            self.embedding_mult * self.channels,
+            self.noise_scale,
+            self.max_period,
+            self.fourier_scale,
+            self.num_classes,
+            self.label_before_mlp,
+            self.augment_dim,
+            self.init_gain,
+            name="embedding",
+        )(noise, cond)
+        emb = nn.silu(emb)
+
+        inputs = space_to_depth(self._with_fourier_features(x), self.patch)
+        h, skips = self._encode(inputs.astype(self.dtype), emb, train)
+        h = self._block("middle_0", h.shape[-1])(h, emb, train)
+        if self.middle_attention:
+            h = self._attention("middle_attention", h.shape[-1])(h)
+        h = self._block("middle_1", h.shape[-1])(h, emb, train)
+        h = self._decode(h, skips, emb, train)
+
+        h = nn.silu(GroupNorm(self.norm_eps, name="norm_out")(h.astype(jnp.float32)))
+        h = conv(out_channels * self.patch**2, 3, "float32", 0.0, "conv_out")(h)
+        out = depth_to_space(h, self.patch)
+        if self.add_input:
+            out = out.at[..., : x.shape[-1]].add(x)
+        return out
+
+    def _encode(self, inputs: Array, emb: Array, train: bool) -> tuple[Array, list[Array]]:
+        last = len(self.channel_mults) - 1
+        pyramid = inputs
+        h = conv(
+            self.channels * self.channel_mults[0], 3, self.dtype, self.init_gain, "conv_in"
+        )(inputs)
+        skips = [h]
+        for level, mult in enumerate(self.channel_mults):
+            for i in range(self.blocks_per_level):
+                name = f"encoder_{level}_{i}"
+                h = self._block(name, self.channels * mult)(h, emb, train)
+                if h.shape[1] in self.attention_resolutions:
+                    h = self._attention(f"{name}_attention", h.shape[-1])(h)
+                skips.append(h)
+            if level == last:
+                break
+            h = self._resample(f"encoder_{level}_down", h, emb, train, up=False)
+            if self.residual_input:
+                pyramid = self._shrunk_input(f"encoder_{level}_input", pyramid, h.shape[-1])
+                h = pyramid = scaled(h + pyramid, 0.5**0.5)
+            skips.append(h)
+        return h, skips
+
+    def _decode(self, h: Array, skips: list[Array], emb: Array, train: bool) -> Array:
+        for level, mult in reversed(list(enumerate(self.channel_mults))):
+            for i in range(self.blocks_per_level + 1):
+                name = f"decoder_{level}_{i}"
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = self._block(name, self.channels * mult)(h, emb, train)
+                here = self.decoder_attention or i == self.blocks_per_level
+                if here and h.shape[1] in self.attention_resolutions:
+                    h = self._attention(f"{name}_attention", h.shape[-1])(h)
+            if level > 0:
+                h = self._resample(f"decoder_{level}_up", h, emb, train, up=True)
+        return h
+
+    def _resample(self, name: str, h: Array, emb: Array, train: bool, up: bool) -> Array:
+        if self.resample_blocks:
+            fir = partial(upsample if up else downsample, taps=self.resample_taps)
+            block = self._block(name, h.shape[-1], resample=fir, project=self.resample_projection)
+            return block(h, emb, train)
+        plain = Upsample if up else Downsample
+        return plain(self.init_gain, self.dtype, name=name)(h)
+
+    def _shrunk_input(self, name: str, pyramid: Array, features: int) -> Array:
+        # NCSN++ filters and convolves in one go: every output sees what lies just outside as zeros.
+        return conv(features, 3, self.dtype, self.init_gain, name)(
+            downsample(pyramid, self.resample_taps)
+        )
+
+    def _block(
+        self, name: str, features: int, resample: object = None, project: bool = False
+    ) -> ResBlock:
+        block = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
+        return block(
+            features,
+            resample,
+            project,
+            self.scale_shift,
+            self.dropout,
+            self.skip_scale,
+            self.norm_eps,
+            self.init_gain,
+            self.dtype,
+            name=name,
+        )
+
+    def _attention(self, name: str, features: int) -> Attention:
+        heads = features // self.head_channels if self.head_channels else self.heads
+        if heads == 0 or features % heads:
+            raise ValueError(
+                f"attention on {features} channels cannot be split into {heads} heads: "
+                "change --network.heads or --network.head-channels to a divisor"
+            )
+        return Attention(
+            heads, self.skip_scale, self.norm_eps, self.init_gain, self.dtype, name=name
+        )
+
+    def _with_fourier_features(self, x: Array) -> Array:
+        angles = [2.0**n * 2 * jnp.pi * x.astype(jnp.float32) for n in self.fourier_features]
+        waves = [wave(angle) for angle in angles for wave in (jnp.sin, jnp.cos)]
+        return jnp.concatenate([x, *waves], axis=-1)
+
+    def _check(self, x: Array) -> None:
+        factor = self.patch * 2 ** (len(self.channel_mults) - 1)
+        for side, size in (("height", x.shape[1]), ("width", x.shape[2])):
+            if size % factor:
+                raise ValueError(
+                    f"image {side} {size} must be a multiple of {factor} for this network: "
+                    "change --network.patch or --network.channel-mults"
+                )
