@@ -10,7 +10,7 @@ Usage, from the root of the repository, with npm's own client for the two inputs
 
 The set holds every emoji that has a picture, without skin tones, in Unicode's order, each distinct picture
 once, composited on white and halved to 32x32. The same input gives the same bytes.
-Arrays: images uint8 [n, 32, 32, 3], text str [n] (the emoji's English name), label uint8 [n], categories str [10].
+Arrays: images uint8 [n, 32, 32, 3], text str [n] (its English name), label uint8 [n], categories str [10].
 """
 
 import argparse

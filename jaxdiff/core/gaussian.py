@@ -71,19 +71,20 @@ def from_eps(level: Level, x: Image, eps: Image) -> Estimate:
 
 
 def check_solvable(prediction: Prediction, levels: Level) -> None:
-    """Refuses concrete levels at which `estimate` would divide by zero or by infinity.
+    """Refuses concrete levels at which `estimate` divides by zero or the network's own inputs are not finite.
 
     Raises: ValueError, naming the prediction and the first such level (eps at alpha = 0, x0 at sigma = 0).
     """
-    a, b = (np.broadcast_to(np.asarray(v), np.shape(levels.alpha)) for v in prediction.row(levels))
-    alpha, sigma = np.asarray(levels.alpha), np.asarray(levels.sigma)
-    with np.errstate(invalid="ignore"):
-        d = alpha * b - sigma * a
-        bad = np.flatnonzero(~(np.isfinite(a) & np.isfinite(b) & np.isfinite(d) & (d != 0)))
+    d = np.asarray(det(prediction, levels))
+    coefficients = (d, *prediction.row(levels), prediction.c_in(levels), prediction.c_noise(levels))
+    bad = np.flatnonzero(~np.all([np.isfinite(c) for c in coefficients], axis=0) | (d == 0))
     if bad.size:
-        i = bad[0]
+        alpha, sigma = (float(np.ravel(v)[bad[0]]) for v in levels)
+        if sigma == 0:
+            remedy = "use V, Flow or Eps prediction, or levels with sigma > 0"
+        else:
+            remedy = "use V, Flow or X0 prediction, or start the grid below t_max (--grid.start)"
         raise ValueError(
-            f"{type(prediction).__name__} prediction cannot be solved for x0 at "
-            f"alpha = {alpha.flat[i]:g}, sigma = {sigma.flat[i]:g}: allowed are levels where its determinant "
-            "is not 0; use V, Flow or X0 prediction, or start the grid below t_max (--grid.start)"
+            f"{type(prediction).__name__} prediction cannot be used at alpha = {alpha:g}, sigma = {sigma:g}: "
+            f"{remedy}"
         )

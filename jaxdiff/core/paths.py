@@ -23,8 +23,8 @@ def _vp(neg_log_alpha_sq: Time) -> Level:
 
 
 def _neg_log_alpha_sq(ratio: Time) -> Time:
-    """L of `_vp`, from sigma/alpha: log(1 + ratio**2), without overflow for large ratios."""
-    return jnp.logaddexp(0.0, 2 * jnp.log(ratio))
+    """L of `_vp`, from sigma/alpha: log(1 + ratio**2); `inf` above 1e19, which no path of `_vp` reaches."""
+    return jnp.log1p(jnp.square(ratio))
 
 
 def _positive(**values: float) -> None:
@@ -73,7 +73,8 @@ class Betas(Protocol):
 class LinearBetas:
     """DDPM's linear variances, stretched to other lengths by 1000/N.
 
-    Source: arXiv:2006.11239, Sec. 4; the stretch: arXiv:2102.09672, Sec. 3.2.
+    Betas reach 1 below 21 steps, which `DiscreteVP` refuses. Source: arXiv:2006.11239, Sec. 4; the stretch is
+    that of arXiv:2102.09672's code.
     """
 
     first: float = 1e-4
@@ -141,7 +142,7 @@ class DiscreteVP:
 class Cosine:
     """alpha = cos(pi t / 2), sigma = sin(pi t / 2), t in [0, 1], its logSNR shifted by -2 log(shift).
 
-    Source: arXiv:2202.00512, Sec. 4; the shift for resolution: arXiv:2301.11093, Eq. 7 (shift = d / 64).
+    Source: arXiv:2301.11093, Sec. 2; the shift for resolution: Sec. 3.1, Eq. 5 (shift = d / 64).
     """
 
     shift: float = 1.0
@@ -165,8 +166,8 @@ class Cosine:
 class Sigmoid:
     """alpha**2 falls from 1 to 0 as a sigmoid of time, t in [0, 1].
 
-    With u = (start + t (end - start)) / tau: alpha**2 = (S(-u) - S(-u_1)) / (S(-u_0) - S(-u_1)), S the logistic
-    function. Source: arXiv:2212.11972, Alg. 1.
+    With u = (start + t (end - start)) / tau and S the logistic function:
+    alpha**2 = (S(u_1) - S(u)) / (S(u_1) - S(u_0)). Source: arXiv:2301.10972, Alg. 1.
     """
 
     start: float = -3.0
@@ -182,22 +183,27 @@ class Sigmoid:
         _positive(tau=self.tau)
         if not self.start < self.end:
             raise ValueError(f"end = {self.end} must be above start = {self.start} (--path.end)")
+        least = max(abs(self.start), abs(self.end)) / 60
+        if self.tau < least:
+            raise ValueError(f"tau = {self.tau} is too steep for float32: at least {least:g} (--path.tau)")
 
-    # S(a) - S(b) = sinh((a - b)/2) / (2 cosh(a/2) cosh(b/2)), which does not cancel at either end.
+    # S(a) - S(b) = S(a) S(-b) (1 - exp(b - a)) neither cancels nor overflows; the sum makes both ends exact.
     def __call__(self, t: Time) -> Level:
         u0, u1 = self.start / self.tau, self.end / self.tau
-        half = (u1 - u0) / 2
-        mid = jnp.cosh((u0 + t * (u1 - u0)) / 2) * math.sinh(half)
-        alpha_sq = jnp.sinh((1 - t) * half) * math.cosh(u0 / 2) / mid
-        sigma_sq = jnp.sinh(t * half) * math.cosh(u1 / 2) / mid
-        return Level(jnp.sqrt(alpha_sq), jnp.sqrt(sigma_sq))
+        u = u0 + t * (u1 - u0)
+        alpha_sq = jnp.abs(jnp.expm1((t - 1) * (u1 - u0))) * jax.nn.sigmoid(-u) * jax.nn.sigmoid(u1)
+        sigma_sq = jnp.abs(jnp.expm1(-t * (u1 - u0))) * jax.nn.sigmoid(u) * jax.nn.sigmoid(-u0)
+        total = alpha_sq + sigma_sq
+        return Level(jnp.sqrt(alpha_sq / total), jnp.sqrt(sigma_sq / total))
 
     def invert(self, ratio: Time) -> Time:
         u0, u1 = self.start / self.tau, self.end / self.tau
-        half = (u1 - u0) / 2
-        inverse_k = math.cosh(u1 / 2) / math.cosh(u0 / 2) / jnp.square(ratio)
-        # sinh(t half) / sinh((1 - t) half) = k has this closed form; k = inf gives t = 1.
-        return jnp.arctanh(math.sinh(half) / (inverse_k + math.cosh(half))) / half
+        clean = jnp.square(ratio) * (jax.nn.sigmoid(u1) / jax.nn.sigmoid(u0))
+        noisy = jax.nn.sigmoid(-u0) / jax.nn.sigmoid(-u1) / jnp.square(ratio)
+        # t is counted from the nearer end, at which the formula's argument is small.
+        near = jnp.minimum(clean, noisy)
+        t = (jnp.log1p(near) - jnp.log1p(near * math.exp(u0 - u1))) / (u1 - u0)
+        return jnp.where(clean < noisy, t, 1 - t)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,14 +259,15 @@ class Sigma:
 
     def invert(self, ratio: Time) -> Time:
         # A training law may draw a sigma above sigma_max (EDM's log-normal has a tail): it is kept.
-        return ratio
+        return jnp.where(jnp.isinf(ratio), self.sigma_max, ratio)
 
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
     """Rectified flow: alpha = 1 - s, sigma = s, with s = shift t / (1 + (shift - 1) t), t in [0, 1].
 
-    Source: arXiv:2210.02747, Eq. 22 (time reversed: here t = 0 is clean); the shift: arXiv:2403.03206, Eq. 23.
+    Source: arXiv:2209.03003, Eq. 1 (time reversed: here t = 0 is clean); the shift: arXiv:2403.03206,
+    Sec. 5.3.2.
     """
 
     shift: float = 1.0
@@ -272,7 +279,7 @@ class Linear:
         _positive(shift=self.shift)
 
     def __call__(self, t: Time) -> Level:
-        denominator = 1 + (self.shift - 1) * t
+        denominator = (1 - t) + self.shift * t
         return Level((1 - t) / denominator, self.shift * t / denominator)
 
     def invert(self, ratio: Time) -> Time:
@@ -280,7 +287,7 @@ class Linear:
 
 
 def logsnr_rate(path: Path, level: Level) -> Time:
-    """-d logSNR / dt at this level of the path: positive, in 1/t. Infinite at an end where alpha or sigma is 0."""
+    """-d logSNR / dt at this level of the path: positive, per unit of t; `inf` where alpha or sigma is 0."""
 
     def log_ratio(t: Time) -> Time:
         alpha, sigma = path(t)
@@ -288,3 +295,10 @@ def logsnr_rate(path: Path, level: Level) -> Time:
 
     t = path.invert(level.sigma / level.alpha)
     return jax.jvp(log_ratio, (t,), (jnp.ones_like(t),))[1]
+
+
+FixedPath = LinearVP | DiscreteVP | Cosine | Sigmoid | GeometricVE | Sigma | Linear
+"""The schedules that a config may hold."""
+
+AnyBetas = LinearBetas | CosineBetas
+"""The variances that a `DiscreteVP` may have."""

@@ -15,14 +15,15 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdiff.core.types import Level, Path
+from jaxdiff.core.paths import FixedPath
+from jaxdiff.core.types import Level
 
 Scalar = Float[Array, "*b"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Angle:
-    """Feeds the network scale * (2/pi) atan2(sigma, alpha): in [0, scale] on every path, finite at both ends."""
+    """Feeds the network scale * (2/pi) atan2(sigma, alpha): in [0, scale], finite at both ends."""
 
     scale: float = 1000.0
     """The value at pure noise; sinusoidal embeddings expect about 1000."""
@@ -46,7 +47,7 @@ class LogRatio:
 class PathTime:
     """Feeds the network scale * t + offset, t being the path's own time at the level."""
 
-    path: Path
+    path: FixedPath
     """The path whose clock the network was trained with."""
     scale: float = 1.0
     """999 for score SDE's VP nets; 1 for the integer steps of a DDPM."""
@@ -113,7 +114,7 @@ class V:
 
 @dataclasses.dataclass(frozen=True)
 class Flow:
-    """eps - x0, the velocity of rectified flow in noise time. Source: arXiv:2209.03003, Eq. 1 (time reversed)."""
+    """eps - x0, the velocity of rectified flow. Source: arXiv:2209.03003, Eq. 1 (time reversed)."""
 
     time: Feed = Angle()
     """What the network is told of the level."""
@@ -130,7 +131,7 @@ class Flow:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """The score of the noisy density, -eps / sigma. Source: arXiv:2011.13456, Eq. 7. Not solvable at either end."""
+    """The score, -eps / sigma. Not solvable at either end. Source: arXiv:2011.13456, Eq. 7."""
 
     time: Feed = Angle()
     """What the network is told of the level."""
@@ -159,9 +160,7 @@ class EDM:
 
     def __post_init__(self) -> None:
         if not self.sigma_data > 0:
-            raise ValueError(
-                f"sigma_data = {self.sigma_data} must be above 0 (--prediction.sigma-data)"
-            )
+            raise ValueError(f"sigma_data = {self.sigma_data} must be above 0 (--prediction.sigma-data)")
 
     def _norm(self, level: Level) -> Scalar:
         return jnp.hypot(level.sigma, level.alpha * self.sigma_data)
@@ -175,3 +174,7 @@ class EDM:
 
     def c_noise(self, level: Level) -> Scalar:
         return self.time(level)
+
+
+AnyPrediction = Eps | X0 | V | Flow | Score | EDM
+"""The predictions that a config may hold."""

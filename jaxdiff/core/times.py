@@ -7,21 +7,30 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jaxdiff.core.types import Path, Weight
+from jaxdiff.core.types import Path
+from jaxdiff.core.weights import AnyWeight
 
 Times = Float[Array, "n"]
+
+HALF = 2.0**-24
+"""Half the spacing of JAX's float32 uniforms."""
+
+
+def open_uniform(key: Key[Array, ""], n: int) -> Times:
+    """n uniforms in (0, 1), the middles of 2**23 bins: never an end, where weights may blow up."""
+    return jax.random.uniform(key, (n,)) + HALF
 
 
 @runtime_checkable
 class Quantile(Protocol):
-    """A law that can be stratified: u in [0, 1) -> t."""
+    """A law that can be stratified: u in (0, 1) -> t."""
 
     def quantile(self, u: Times, path: Path) -> Times: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Uniform:
-    """t uniform on [start, 1] * t_max."""
+    """t uniform on (start, 1) * t_max."""
 
     start: float = 0.0
     """The smallest time, as a fraction of t_max (score SDE: 1e-5)."""
@@ -30,12 +39,12 @@ class Uniform:
         return path.t_max * (self.start + (1 - self.start) * u)
 
     def __call__(self, key: Key[Array, ""], n: int, path: Path) -> Times:
-        return self.quantile(jax.random.uniform(key, (n,)), path)
+        return self.quantile(open_uniform(key, n), path)
 
 
 @dataclasses.dataclass(frozen=True)
 class UniformSteps:
-    """t uniform on the N steps {1 ... N} * t_max / N of a discrete chain. Source: arXiv:2006.11239, Alg. 1."""
+    """t uniform on a chain's N steps, {1 ... N} * t_max / N. Source: arXiv:2006.11239, Alg. 1."""
 
     num_steps: int = 1000
     """N."""
@@ -45,14 +54,14 @@ class UniformSteps:
         return step * (path.t_max / self.num_steps)
 
     def __call__(self, key: Key[Array, ""], n: int, path: Path) -> Times:
-        return self.quantile(jax.random.uniform(key, (n,)), path)
+        return self.quantile(open_uniform(key, n), path)
 
 
 @dataclasses.dataclass(frozen=True)
 class LogNormal:
     """log(sigma / alpha) ~ N(mean, std**2): EDM's law on `Sigma`, the logit-normal law on `Linear`.
 
-    Source: arXiv:2206.00364, Table 1; arXiv:2403.03206, Eq. 19.
+    Source: arXiv:2206.00364, Table 1; arXiv:2403.03206, Sec. 3.1.
     """
 
     mean: float = -1.2
@@ -61,12 +70,10 @@ class LogNormal:
     """Its standard deviation: EDM 1.2, SD3 1."""
 
     def quantile(self, u: Times, path: Path) -> Times:
-        # u is a multiple of 2**-23, so half a unit keeps the normal quantile finite at u = 0.
-        normal = jax.scipy.special.ndtri(jnp.maximum(u, 2.0**-24))
-        return path.invert(jnp.exp(self.mean + self.std * normal))
+        return path.invert(jnp.exp(self.mean + self.std * jax.scipy.special.ndtri(u)))
 
     def __call__(self, key: Key[Array, ""], n: int, path: Path) -> Times:
-        return self.quantile(jax.random.uniform(key, (n,)), path)
+        return self.quantile(open_uniform(key, n), path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Importance:
     (up to a constant) with less variance. Source: arXiv:2101.09258, Sec. 5.1 (for the likelihood weight).
     """
 
-    weight: Weight
+    weight: AnyWeight
     """The weight that uniform times would have had."""
     start: float = 1e-5
     """The smallest time, as a fraction of t_max: the weight must be finite there."""
@@ -91,12 +98,14 @@ class Importance:
         return jnp.interp(u * cdf[-1], cdf, edges)
 
     def __call__(self, key: Key[Array, ""], n: int, path: Path) -> Times:
-        return self.quantile(jax.random.uniform(key, (n,)), path)
+        return self.quantile(open_uniform(key, n), path)
 
 
 @dataclasses.dataclass(frozen=True)
 class Stratified:
     """Any law with its n uniforms spread evenly, u_i = (u + i/n) mod 1: less variance, same expectation.
+
+    Each u_i alone is uniform.
 
     Source: arXiv:2107.00630, App. I.1 (low-discrepancy sampler).
     """
@@ -105,5 +114,9 @@ class Stratified:
     """The law of each time."""
 
     def __call__(self, key: Key[Array, ""], n: int, path: Path) -> Times:
-        u = jnp.mod(jax.random.uniform(key) + jnp.arange(n) / n, 1.0)
-        return self.law.quantile(u, path)
+        u = jnp.mod(open_uniform(key, 1) + jnp.arange(n) / n, 1.0)
+        return self.law.quantile(jnp.maximum(u, HALF), path)
+
+
+AnyTimeLaw = Uniform | UniformSteps | LogNormal | Importance | Stratified
+"""The laws that a config may hold."""

@@ -10,15 +10,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdiff.core.gaussian import det, logsnr, snr
-from jaxdiff.core.paths import logsnr_rate
-from jaxdiff.core.types import Level, Path, Prediction, Weight
+from jaxdiff.core.paths import FixedPath, logsnr_rate
+from jaxdiff.core.types import Level, Prediction, Weight
 
 Scalar = Float[Array, "*b"]
 
 
 def convert(weight: Weight, of: Prediction, to: Prediction) -> Weight:
-    """The weight on `to`'s output error that equals `weight` on `of`'s output error."""
-    return lambda level: weight(level) * jnp.square(det(of, level) / det(to, level))
+    """The weight on `to`'s output error that equals `weight` on `of`'s output error.
+
+    weight * (det_of / det_to)**2; at alpha = 0 and at sigma = 0 its limit.
+    """
+
+    def converted(level: Level) -> Scalar:
+        # Infinite weight times zero determinant: 1e-18 takes its place (1e18 squared is still a float32).
+        level = Level(jnp.maximum(level.alpha, 1e-18), jnp.maximum(level.sigma, 1e-18))
+        return weight(level) * jnp.square(det(of, level) / det(to, level))
+
+    return converted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +67,7 @@ class MinSNR:
 
 @dataclasses.dataclass(frozen=True)
 class P2:
-    """1 / (k + SNR)**gamma, of the eps error. Source: arXiv:2204.00227, Eq. 8."""
+    """1 / (k + SNR)**gamma, of the eps error. Source: arXiv:2204.00227, Sec. 3 (P2 weighting)."""
 
     k: float = 1.0
     """Keeps the weight finite at pure noise."""
@@ -85,12 +94,13 @@ class EDMWeight:
 
 @dataclasses.dataclass(frozen=True)
 class VLB:
-    """-(1/2) d logSNR / dt, of the eps error, for uniform t in [0, t_max] (times t_max: nats per example).
+    """-(t_max / 2) d logSNR / dt, of the eps error. The mean over uniform t of the weighted error, summed
+    over pixels, is the diffusion part of the bound on -log p(x), in nats.
 
     Source: arXiv:2107.00630, Eq. 17.
     """
 
-    path: Path
+    path: FixedPath
     """The path that the times are drawn on."""
 
     def __call__(self, level: Level) -> Scalar:
@@ -99,19 +109,19 @@ class VLB:
 
 @dataclasses.dataclass(frozen=True)
 class Sigmoid:
-    """-(d logSNR / dt) * sigmoid(bias - logSNR), of the eps error, for uniform t.
+    """-t_max (d logSNR / dt) * sigmoid(bias - logSNR), of the eps error, for uniform t.
 
-    Source: arXiv:2303.00848, Sec. 4.3 and App. D.2 (sigmoid(-logSNR + k)); SiD2, arXiv:2410.19324, Sec. 3.1.
+    Source: arXiv:2303.00848 (the weighting sigmoid(-logSNR + k)); arXiv:2410.19324 (SiD2's sigmoid loss).
     """
 
-    path: Path
+    path: FixedPath
     """The path that the times are drawn on."""
     bias: float = -1.0
-    """b; SiD2 uses -3 for 512 pixels, -1 for 64."""
+    """b; lower for larger images."""
 
     def __call__(self, level: Level) -> Scalar:
-        return (
-            self.path.t_max
-            * logsnr_rate(self.path, level)
-            * jax.nn.sigmoid(self.bias - logsnr(level))
-        )
+        return self.path.t_max * logsnr_rate(self.path, level) * jax.nn.sigmoid(self.bias - logsnr(level))
+
+
+AnyWeight = One | SNR | TruncatedSNR | MinSNR | P2 | EDMWeight | VLB | Sigmoid
+"""The weights that a config may hold."""

@@ -12,6 +12,9 @@ from jaxtyping import Integer, UInt8
 
 from jaxdiff.data.source import ArraySource
 
+BROKEN = (ValueError, OSError, EOFError, struct.error, zlib.error, zipfile.BadZipFile)
+"""What numpy, gzip and struct raise on a file that is damaged or of another kind."""
+
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its files."""
 
@@ -42,15 +45,16 @@ def open_emoji(category: str | None = None, split: str = "train") -> ArraySource
         return ArraySource("emoji", images, label, categories, tuple(text))
     slugs = [slug(name) for name in categories]
     if category not in slugs:
-        raise ValueError(f"--data.source emoji:{category} is unknown, allowed after emoji: are {', '.join(slugs)}")
+        raise ValueError(
+            f"--data.source emoji:{category} is unknown, allowed after emoji: are {', '.join(slugs)}"
+        )
     chosen = np.flatnonzero(label == slugs.index(category))
     return ArraySource(f"emoji:{category}", images[chosen], text=tuple(text[i] for i in chosen))
 
 
 def npz_splits(path: Path) -> tuple[str, ...]:
-    """The splits of an .npz: `train` where it has `images`, else each s of its arrays `s_images` (MedMNIST)."""
-    with _load(path) as arrays:
-        names = list(arrays.keys())
+    """The splits of an .npz: `train` where it has `images`, else each s of its arrays `s_images`."""
+    names = _names(path)
     if "images" in names:
         return ("train",)
     return tuple(name.removesuffix("_images") for name in names if name.endswith("_images"))
@@ -69,15 +73,10 @@ def open_npz(path: Path, split: str) -> ArraySource:
     split = "val" if split == "validation" and "val" in splits else split
     if split not in splits:
         raise ValueError(f"--data.split {split} is not in {path}, which has {', '.join(splits)}")
-    with _load(path) as arrays:
-        prefix = "" if "images" in arrays else f"{split}_"
-        fields = {
-            name: arrays[name]
-            for name in (
-                f"{prefix}images", f"{prefix}label", f"{prefix}labels", f"{prefix}text", "categories",
-            )
-            if name in arrays
-        }  # fmt: skip
+    prefix = "" if "images" in _names(path) else f"{split}_"
+    fields = _read(
+        path, [f"{prefix}{name}" for name in ("images", "label", "labels", "text")] + ["categories"]
+    )
     images = _images(fields[f"{prefix}images"], path)
     label = fields.get(f"{prefix}label", fields.get(f"{prefix}labels"))
     label, names = _labels(label, fields.get("categories"), len(images), path)
@@ -88,7 +87,7 @@ def open_npz(path: Path, split: str) -> ArraySource:
 
 
 def open_fashion_mnist(folder: Path, split: str) -> ArraySource:
-    """Fashion-MNIST from its idx files, plain or .gz: 28x28 grey, 10 classes, 60,000 train and 10,000 test."""
+    """Fashion-MNIST's idx files, plain or .gz: 28x28 grey, 10 classes, 60,000 train and 10,000 test."""
     parts = {"train": "train", "test": "t10k"}
     if split not in parts:
         raise ValueError(f"--data.split {split} is not in fashion_mnist, which has train, test")
@@ -116,20 +115,29 @@ def _read_idx(folder: Path, name: str) -> UInt8[np.ndarray, "..."]:
         if (zero, kind) != (0, 8):
             raise ValueError("not an idx file of bytes")
         return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
-    except (ValueError, OSError, EOFError, struct.error, zlib.error) as error:
+    except BROKEN as error:
         raise ValueError(f"{path} is not a whole idx file of bytes (--data.source)") from error
 
 
-def _load(path: Path) -> np.lib.npyio.NpzFile:
+def _names(path: Path) -> tuple[str, ...]:
+    """The names of the arrays of an .npz."""
     if not path.is_file():
         raise FileNotFoundError(f"--data.source {path} does not exist")
     try:
-        arrays = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not an .npz file (--data.source)") from error
-    if not isinstance(arrays, np.lib.npyio.NpzFile):
-        raise ValueError(f"{path} is not an .npz file (--data.source)")
-    return arrays
+        with np.load(path, allow_pickle=False) as arrays:
+            return tuple(arrays.files)
+    except (*BROKEN, AttributeError, TypeError) as error:  # a plain .npy has no files and is no context
+        raise ValueError(f"--data.source {path} is not an .npz file") from error
+
+
+def _read(path: Path, names: list[str]) -> dict[str, np.ndarray]:
+    """Those of the named arrays that an .npz has."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names if name in arrays}
+    except BROKEN as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"--data.source {path} is damaged, or holds Python objects ({reason})") from error
 
 
 def _images(images: np.ndarray, path: Path) -> UInt8[np.ndarray, "n h w c"]:

@@ -34,7 +34,7 @@ class Data:
     """Give the labels to the network, if the set has any."""
 
     split: str = "train"
-    """Part of the set to train on, where the set has parts (`train`, `test`; TFDS also takes `train[:10%]`)."""
+    """Part of the set to train on, where the set has parts: `train`, `test`; with TFDS also `train[:10%]`."""
 
     holdout: float = 0.0
     """Fraction in [0, 0.5] kept out of training for validation, always the same images. At 0 validation

@@ -1,2 +1,243 @@
-def files_splits(p): ...
-def open_files(p, s): ...
+"""A folder, or a .zip, of images, with or without a metadata.jsonl.
+
+With `metadata.jsonl` at its top, the set is the pictures which that lists, in its order: one JSON object
+a line with `file_name`, and optionally `text` and `label` (all strings, or all integers from 0). Without one,
+it is every picture at any depth, in the order of their paths, and the sub-folders of the top are the classes
+if no picture lies outside them. A top that holds `train` (and `val`, `test`, ...) has these as its splits.
+"""
+
+import json
+import os
+import threading
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32
+
+from jaxdiff.data.images import BROKEN, broken, decode
+from jaxdiff.data.source import Example
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
+SPLITS = ("train", "validation", "val", "valid", "test")
+METADATA = "metadata.jsonl"
+MAX_LABEL = 99_999
+
+
+@dataclass(frozen=True, eq=False)
+class FileSource:
+    """The pictures `files` of the folder or archive `path`, decoded at each reading."""
+
+    path: Path
+    files: tuple[str, ...]
+    label: Int32[np.ndarray, " n"] | None
+    label_names: tuple[str, ...]
+    text: tuple[str, ...]
+    archive: "Archive | None"
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Example:
+        file = self.files[index]
+        name = str(self.path / file)
+        try:
+            encoded = self.archive.read(file) if self.archive else (self.path / file).read_bytes()
+        except (*BROKEN, zipfile.BadZipFile, RuntimeError) as error:
+            raise broken(name, error) from error
+        example = Example(image=decode(encoded, name))
+        if self.label is not None:
+            example["label"] = int(self.label[index])
+        if self.text:
+            example["text"] = self.text[index]
+        return example
+
+
+class Archive:
+    """A .zip that several threads may read, and that each process to which it is sent opens for itself."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.local = threading.local()
+
+    def __reduce__(self):
+        return Archive, (self.path,)
+
+    def file(self) -> zipfile.ZipFile:
+        """This thread's own handle on the archive; raises ValueError where the file is no .zip."""
+        if not hasattr(self.local, "file"):
+            try:
+                self.local.file = zipfile.ZipFile(self.path)
+            except (OSError, zipfile.BadZipFile) as error:
+                raise ValueError(f"--data.source {self.path} is not a whole .zip file") from error
+        return self.local.file
+
+    def read(self, name: str) -> bytes:
+        return self.file().read(name)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a set: `top` is the folder inside `path` in which the set lies ("" or ends in /)."""
+
+    path: Path
+    archive: Archive | None
+    top: str
+    files: tuple[str, ...]
+
+    def under(self, folder: str) -> "Listing":
+        """The part of the listing in a folder of its top."""
+        top = f"{self.top}{folder}/"
+        files = (f.removeprefix(f"{folder}/") for f in self.files if f.startswith(f"{folder}/"))
+        return Listing(self.path, self.archive, top, tuple(files))
+
+    def read(self, file: str) -> bytes:
+        name = self.top + file
+        return self.archive.read(name) if self.archive else (self.path / name).read_bytes()
+
+
+def files_splits(path: Path) -> tuple[str, ...]:
+    """The splits of a folder or .zip: those of its sub-folders that are named as one, else `train`."""
+    return _splits(_listing(path))
+
+
+def open_files(path: Path, split: str) -> FileSource:
+    """The pictures of a split of a folder or .zip, as this module's head says.
+
+    Raises FileNotFoundError or ValueError, one line with the file and, in a metadata.jsonl, the line.
+    """
+    listing = _listing(path)
+    splits = _splits(listing)
+    if split not in splits:
+        raise ValueError(f"--data.split {split} is not in {path}, which has {', '.join(splits)}")
+    if _has_splits(listing):
+        listing = listing.under(split)
+    if METADATA in listing.files:
+        return _from_metadata(listing)
+    files = tuple(file for file in listing.files if PurePosixPath(file).suffix.lower() in SUFFIXES)
+    if not files:
+        where = path / listing.top
+        raise FileNotFoundError(f"--data.source {where} has no images ({', '.join(sorted(SUFFIXES))})")
+    folders = [file.split("/")[0] for file in files if "/" in file]
+    names = tuple(sorted(set(folders)))
+    label = None
+    if len(folders) == len(files) and len(names) > 1:
+        label = np.array([names.index(folder) for folder in folders], np.int32)
+    return FileSource(
+        path,
+        tuple(listing.top + file for file in files),
+        label,
+        names if label is not None else (),
+        (),
+        listing.archive,
+    )
+
+
+def _listing(path: Path) -> Listing:
+    """Every file of the set but hidden ones, sorted, without the folders that hold all of them."""
+    if not path.exists():
+        raise FileNotFoundError(f"--data.source {path} does not exist")
+    archive = None if path.is_dir() else Archive(path)
+    if archive:
+        names = [info.filename for info in archive.file().infolist() if not info.is_dir()]
+    else:
+        names = [
+            (Path(folder) / file).relative_to(path).as_posix()
+            for folder, _, files in os.walk(path)
+            for file in files
+        ]
+    hidden = (".", "__MACOSX")
+    files = sorted(n for n in names if not any(part.startswith(hidden) for part in n.split("/")))
+    listing = Listing(path, archive, "", tuple(files))
+    while files and all("/" in file for file in listing.files):
+        folders = {file.split("/")[0] for file in listing.files}
+        if len(folders) > 1 or folders <= set(SPLITS):
+            break
+        listing = listing.under(folders.pop())
+    return listing
+
+
+def _has_splits(listing: Listing) -> bool:
+    return METADATA not in listing.files and any(file.startswith("train/") for file in listing.files)
+
+
+def _splits(listing: Listing) -> tuple[str, ...]:
+    if not _has_splits(listing):
+        return ("train",)
+    folders = {file.split("/")[0] for file in listing.files if "/" in file}
+    return tuple(split for split in SPLITS if split in folders)
+
+
+def _from_metadata(listing: Listing) -> FileSource:
+    where = listing.path / f"{listing.top}{METADATA}"
+    try:
+        lines = listing.read(METADATA).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is not UTF-8 text") from error
+    present = set(listing.files)
+    files, labels, text = [], [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        entry = _entry(line, f"{where} line {number}")
+        file = str(PurePosixPath(entry.file_name))
+        if file not in present:
+            raise FileNotFoundError(f"{where} line {number}: {file} does not exist beside it")
+        files.append(listing.top + file)
+        labels.append(entry.label)
+        text.append(entry.text)
+    if not files:
+        raise ValueError(f"{where} lists no images (--data.source)")
+    label, names = _labels(labels, str(where))
+    return FileSource(
+        listing.path, tuple(files), label, names, tuple(text) if any(text) else (), listing.archive
+    )
+
+
+class Entry(NamedTuple):
+    """A line of metadata.jsonl."""
+
+    file_name: str
+    label: str | int | None
+    text: str
+
+
+def _entry(line: str, where: str) -> Entry:
+    """The object on a line of metadata.jsonl, its types checked."""
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not JSON ({error})") from error
+    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+        raise ValueError(f'{where} must be an object with a string "file_name"')
+    label, text = entry.get("label"), entry.get("text")
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"{where}: text must be a string, got {text!r}")
+    if label is not None and (isinstance(label, bool) or not isinstance(label, str | int)):
+        raise ValueError(f"{where}: label must be a string or an integer, got {label!r}")
+    if isinstance(label, int) and not 0 <= label <= MAX_LABEL:
+        raise ValueError(f"{where}: label {label} is out of range, must be in 0..{MAX_LABEL}")
+    return Entry(entry["file_name"], label, text or "")
+
+
+def _labels(
+    labels: list[str | int | None], where: str
+) -> tuple[Int32[np.ndarray, " n"] | None, tuple[str, ...]]:
+    """Labels as numbers, and the names of the classes: sorted strings, or the numbers themselves."""
+    if all(label is None for label in labels):
+        return None, ()
+    numbers = [label for label in labels if isinstance(label, int)]
+    if len(numbers) == len(labels):
+        return np.array(numbers, np.int32), tuple(map(str, range(max(numbers) + 1)))
+    words = [label for label in labels if isinstance(label, str)]
+    if len(words) < len(labels):
+        raise ValueError(f"{where}: every line must have a label of one kind, a string or an integer")
+    names = sorted(set(words))
+    place = {name: i for i, name in enumerate(names)}
+    return np.array([place[word] for word in words], np.int32), tuple(names)

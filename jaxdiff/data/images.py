@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxdiff.data.config import Crop
 
@@ -23,6 +23,14 @@ class BrokenImageError(ValueError):
     """A file that is not a readable image. The message is one line that begins with the file's name."""
 
 
+def broken(name: str, error: Exception) -> BrokenImageError:
+    """The error for the file `name`, with what Pillow or the system said of it."""
+    reason = "not an image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+    return BrokenImageError(
+        f"{name} cannot be read ({reason}): remove it, or skip such files with --data.skip-broken"
+    )
+
+
 def decode(encoded: bytes, name: str) -> UInt8[np.ndarray, "h w c"]:
     """uint8 [h, w, c] with c = 1 or 3: the picture in `encoded` (PNG, JPEG, ...), upright by its EXIF tag.
 
@@ -32,12 +40,7 @@ def decode(encoded: bytes, name: str) -> UInt8[np.ndarray, "h w c"]:
         with Image.open(io.BytesIO(encoded)) as image:
             return to_array(ImageOps.exif_transpose(image))
     except BROKEN as error:
-        reason = " ".join(str(error).split()).replace("<_io.BytesIO object", "<bytes")
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = "not an image"
-        raise BrokenImageError(
-            f"{name} cannot be read ({reason}): remove it, or skip such files with --data.skip-broken"
-        ) from error
+        raise broken(name, error) from error
 
 
 def to_array(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
@@ -60,14 +63,14 @@ def to_array(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
 
 
 def with_channels(image: UInt8[np.ndarray, "h w c"], channels: int) -> UInt8[np.ndarray, "h w c2"]:
-    """The picture with 1 or 3 channels. RGBA is laid on white; grey is 0.299 R + 0.587 G + 0.114 B (BT.601)."""
+    """The picture with 1 or 3 channels: RGBA is laid on white, grey is BT.601's luma of RGB."""
     if image.shape[2] == 4:
-        image = to_array(Image.fromarray(image, "RGBA"))
+        image = to_array(Image.fromarray(image))
     if image.shape[2] == channels:
         return image
     if channels == 3:
         return np.repeat(image, 3, axis=2)
-    return np.asarray(Image.fromarray(image, "RGB").convert("L"))[..., None]
+    return np.asarray(Image.fromarray(image).convert("L"))[..., None]
 
 
 def resize(image: UInt8[np.ndarray, "h w c"], height: int, width: int) -> UInt8[np.ndarray, "h2 w2 c"]:

@@ -1,10 +1,10 @@
-"""A source whose pictures are fitted to a run: resized, converted, kept in memory, broken ones passed over."""
+"""A source fitted to a run: its pictures resized, converted, kept in memory, broken ones passed over."""
 
 import logging
 from typing import NotRequired, TypedDict
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 
 from jaxdiff.data.config import Data
 from jaxdiff.data.images import BrokenImageError, fit, with_channels
@@ -17,18 +17,19 @@ CACHE_BYTES = 2**30
 
 
 class Picture(TypedDict):
-    """image uint8 [h, w, c], fitted to the run; label int32 [] where the run uses labels."""
+    """image uint8 [h, w, c], fitted to the run; label int32 [], augment float32 [9] where it has them."""
 
     image: UInt8[np.ndarray, "h w c"]
     label: NotRequired[Int32[np.ndarray, ""]]
+    augment: NotRequired[Float32[np.ndarray, "9"]]
 
 
 class Pictures:
-    """The pictures of `source` as `data` wants them: [size, size, c], or with a random crop their short side is size.
+    """`source` as `data` wants it: [size, size, c]; for a random crop the short side is size.
 
     They are kept in memory as they are first read, if the whole set is below 1 GiB and no workers read it.
-    A broken picture raises BrokenImageError or, with `data.skip_broken`, is replaced by the next good one in the
-    set, so that batches stay full; `broken` holds the places of those met so far.
+    A broken picture raises BrokenImageError or, with `data.skip_broken`, is replaced by the next good one in
+    the set, so that batches stay full; `broken` holds the places of those met so far.
     """
 
     def __init__(self, data: Data, source: Source):
@@ -54,7 +55,7 @@ class Pictures:
             self.kept[index] = True  # last, for threads that read the same place
         picture = Picture(image=self.images[index])
         if self.labelled:
-            picture["label"] = self.labels[index]
+            picture["label"] = np.asarray(self.labels[index])
         return picture
 
     def fitted(self, index: int) -> Picture:
@@ -63,7 +64,7 @@ class Pictures:
         image = fit(with_channels(example["image"], self.data.channels), self.data.size, self.data.crop)
         picture = Picture(image=image)
         if self.labelled and "label" in example:
-            picture["label"] = np.int32(example["label"])
+            picture["label"] = np.asarray(example["label"], np.int32)
         return picture
 
     def good(self, index: int) -> Example:

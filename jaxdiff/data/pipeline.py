@@ -1,9 +1,10 @@
 """The Grain pipeline: from a source to batches, the same at any number of processes and after any resume.
 
-The pictures of a run form one endless sequence of elements g = 0, 1, 2, ...: epoch after epoch of the set, each
-in an order of its own. Batch k of B is the elements k*B to (k+1)*B - 1, so batches run across the ends of epochs
-and none is short. Element g, with its crop, mirroring and augmentation, depends on (seed, g) alone; process p of P
-reads rows p*B/P to (p+1)*B/P - 1 of every batch, and any step is reached without reading those before it.
+The pictures of a run form one endless sequence of elements g = 0, 1, 2, ...: epoch after epoch of the set,
+each in an order of its own. Batch k of B is the elements k*B to (k+1)*B - 1, so batches run across the ends
+of epochs and none is short. Element g, with its crop, mirroring and augmentation, depends on (seed, g) alone;
+process p of P reads rows p*B/P to (p+1)*B/P - 1 of every batch, and any step is reached without reading those
+before it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import NotRequired, Self, TypedDict
 
 import grain
 import numpy as np
+from absl import flags
 from jaxtyping import Bool, Float32, Int32, UInt8
 
 from jaxdiff.data.augment import LABELS, augment
@@ -37,7 +39,7 @@ class Batch(TypedDict):
 
 
 class Rows(grain.MapDataset):
-    """The elements of `parent` that one process reads: its rows of each batch of `batch_size`, batch after batch."""
+    """The elements of `parent` that one process reads: its rows of each batch, batch after batch."""
 
     def __init__(self, parent: grain.MapDataset, batch_size: int, index: int, count: int):
         super().__init__(parent)
@@ -64,9 +66,9 @@ class Batches:
         return self
 
     def __next__(self) -> Batch:
-        if self.reader is None:
-            self.reader = read_ahead(self.dataset[self.step :], self.workers)
-        batch = next(self.reader)
+        reader = self.reader or read_ahead(self.dataset[self.step :], self.workers)
+        self.reader = reader
+        batch = next(reader)
         self.step += 1
         return batch
 
@@ -123,7 +125,7 @@ def validation_batches(
 ) -> Iterator[Batch]:
     """One pass over `source` in its own order, cropped at the centre, with nothing random.
 
-    ceil(n / batch_size) batches; `mask` is False in the rows that fill the last one, whose image and label are 0.
+    ceil(n / batch_size) batches; in the rows that fill the last one `mask` is False, image and label are 0.
     """
     check_rows(batch_size, process_index, process_count)
     pictures = Pictures(data, source)
@@ -157,6 +159,8 @@ def read_ahead(dataset: grain.MapDataset, workers: int) -> grain.DatasetIterator
     if workers == 0:
         options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=READ_AHEAD)
         return iter(dataset.to_iter_dataset(options))
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain's processes read absl's flags, which only absl's own main parses
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=READ_AHEAD)
     return iter(dataset.to_iter_dataset(options).mp_prefetch(processes))
@@ -179,7 +183,7 @@ class Vary(grain.transforms.RandomMap):
         self.data = data
 
     def random_map(self, element: Picture, rng: np.random.Generator) -> Picture:
-        data, out = self.data, dict(element)
+        data, out = self.data, element.copy()
         image = window(element["image"], data.size, rng.random() if data.crop == "random" else 0.5)
         if data.flip and rng.random() < 0.5:
             image = image[:, ::-1]

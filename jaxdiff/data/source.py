@@ -8,7 +8,7 @@ from jaxtyping import Int64, Integer, UInt8
 
 
 class Example(TypedDict):
-    """One picture: image uint8 [h, w, c] of its own size, with the class and the caption that the set gives."""
+    """One picture: image uint8 [h, w, c] of its own size, and the class and caption that the set gives."""
 
     image: UInt8[np.ndarray, "h w c"]
     label: NotRequired[int]
@@ -17,7 +17,7 @@ class Example(TypedDict):
 
 @runtime_checkable
 class Source(Protocol):
-    """A set of pictures. `source[i]`, 0 <= i < len(source), raises BrokenImageError where a file is no picture."""
+    """A set of pictures: `source[i]`, 0 <= i < len(source); raises BrokenImageError where a file is none."""
 
     @property
     def name(self) -> str:
@@ -36,7 +36,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Pictures of one size in memory: images uint8 [n, h, w, c], label int [n] or None, a text each or none."""
+    """Pictures of one size in memory: images [n, h, w, c], label [n] or None, as many texts or none."""
 
     name: str
     images: UInt8[np.ndarray, "n h w c"]

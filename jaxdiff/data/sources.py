@@ -35,17 +35,16 @@ def open_validation(data: Data) -> Source | None:
     """The pictures to validate on, none of which `open_source` returns; None where the set has no such part.
 
     With `data.holdout` > 0 the pictures held out of `data.split` (None if the fraction comes to no picture),
-    else the set's own split `validation`, `val` or `test`, whichever it has first, unless it is trained on.
+    else the first of the set's own splits `validation`, `val`, `valid` and `test` that is not trained on.
     """
     opener = find(data.source)
     if data.holdout > 0:
         source = opener.open(data.split)
         _, held = partition(len(source), data.holdout)
         return Subset(source, held) if len(held) else None
-    own = [name for name in ("validation", "val", "test") if name in opener.splits()]
-    if not own or own[0] in data.split:
-        return None
-    return opener.open(own[0])
+    splits = opener.splits()
+    own = [s for s in ("validation", "val", "valid", "test") if s in splits and s not in data.split]
+    return opener.open(own[0]) if own else None
 
 
 def find(spec: str) -> Opener:
@@ -59,14 +58,14 @@ def find(spec: str) -> Opener:
         return Opener(lambda: ("train", "test"), lambda split: open_fashion_mnist(folder, split))
     if kind == "tfds" and rest:
         return Opener(lambda: tfds_splits(rest), lambda split: open_tfds(rest, split))
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return Opener(lambda: npz_splits(path), lambda split: open_npz(path, split))
-    if path.is_dir() or path.suffix == ".zip":
+    if path.is_dir() or path.suffix.lower() == ".zip":
         return Opener(lambda: files_splits(path), lambda split: open_files(path, split))
+    if path.exists():
+        raise ValueError(f"--data.source {spec} must be a folder or .zip of images, or an .npz")
     if path.suffix or len(path.parts) > 1:
-        raise FileNotFoundError(
-            f"--data.source {spec} does not exist: it must be a folder or .zip of images or an .npz"
-        )
+        raise FileNotFoundError(f"--data.source {spec} does not exist")
     raise ValueError(
         f"--data.source {spec!r} is unknown, allowed are emoji, emoji:CATEGORY, fashion_mnist[:DIR],"
         " tfds:NAME[:DIR], a folder or .zip of images, an .npz"

@@ -22,23 +22,27 @@ def kernel_init(gain: float) -> nn.initializers.Initializer:
 
 
 def conv(
-    features: int, size: int, dtype: str, gain: float, name: str, stride: int = 1
+    features: int,
+    size: int,
+    dtype: str,
+    gain: float,
+    name: str,
+    stride: int = 1,
+    padding: str = "SAME",
 ) -> nn.Conv:
-    """A ``size x size`` convolution with zero padding; ``stride = 2`` halves the image."""
+    """A ``size x size`` convolution; ``stride = 2`` halves the image."""
     return nn.Conv(
         features,
         (size, size),
         strides=stride,
-        padding="SAME",
+        padding=padding,
         dtype=jnp.dtype(dtype),
         kernel_init=kernel_init(gain),
         name=name,
     )
 
 
-def dense(
-    features: int, dtype: str, gain: float, name: str, use_bias: bool = True
-) -> nn.Dense:
+def dense(features: int, dtype: str, gain: float, name: str, use_bias: bool = True) -> nn.Dense:
     """A linear layer on the last axis."""
     return nn.Dense(
         features,
@@ -58,9 +62,7 @@ def num_groups(channels: int) -> int:
     return next(n for n in range(most, 0, -1) if channels % n == 0)
 
 
-def sinusoid(
-    noise: Float[Array, "b"], features: int, max_period: float = 10000.0
-) -> Float[Array, "b features"]:
+def sinusoid(noise: Float[Array, "b"], features: int, max_period: float = 10000.0) -> Float[Array, "b features"]:
     """``[sin(w noise), cos(w noise)]`` with ``w_i = max_period ** (-i / (features / 2))``.
 
     Source: arXiv:2006.11239, App. B, after arXiv:1706.03762, Sec. 3.5. DDPM divides by ``features / 2 - 1``
@@ -72,9 +74,7 @@ def sinusoid(
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
-def random_fourier(
-    noise: Float[Array, "b"], features: int, scale: float
-) -> Float[Array, "b features"]:
+def random_fourier(noise: Float[Array, "b"], features: int, scale: float) -> Float[Array, "b features"]:
     """``[sin(2 pi w noise), cos(2 pi w noise)]`` with fixed ``w ~ N(0, scale^2)``.
 
     The frequencies are a constant of the program and not a parameter, so that neither the optimiser nor
@@ -140,8 +140,6 @@ class NoiseEmbedding(nn.Module):
     """Size of the sinusoidal or Fourier features."""
     width: int
     """Size of the result."""
-    noise_scale: float = 1.0
-    """Factor on the noise input."""
     max_period: float = 10000.0
     """Longest period of the sinusoids, over 2 pi."""
     fourier_scale: float = 0.0
@@ -157,7 +155,6 @@ class NoiseEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, noise: Float[Array, "b"], cond: Cond) -> Float[Array, "b width"]:
-        noise = noise * self.noise_scale
         if self.fourier_scale > 0:
             emb = random_fourier(noise, self.features, self.fourier_scale)
         else:

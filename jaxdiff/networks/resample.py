@@ -13,21 +13,28 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def downsample(
-    x: Float[Array, "b h w c"], taps: tuple[int, ...] = (1, 1)
-) -> Float[Array, "b h2 w2 c"]:
+def downsample(x: Float[Array, "b h w c"], taps: tuple[int, ...] = (1, 1)) -> Float[Array, "b h2 w2 c"]:
     """Half of the height and of the width. Raises ValueError for taps of odd length or sum 0."""
     for axis in (1, 2):
         x = _down(x, axis, _normalised(taps))
     return x
 
 
-def upsample(
-    x: Float[Array, "b h w c"], taps: tuple[int, ...] = (1, 1)
-) -> Float[Array, "b h2 w2 c"]:
+def upsample(x: Float[Array, "b h w c"], taps: tuple[int, ...] = (1, 1)) -> Float[Array, "b h2 w2 c"]:
     """Twice the height and the width. Raises ValueError for taps of odd length or sum 0."""
     for axis in (1, 2):
         x = _up(x, axis, _normalised(taps))
+    return x
+
+
+def smooth(x: Float[Array, "b h w c"], taps: tuple[int, ...] = (1, 1)) -> Float[Array, "b h3 w3 c"]:
+    """Filtered at the same density, ``[b, h + 1, w + 1, c]``: a 3x3 convolution with stride 2 and no
+    padding then halves the image, which is `downsample` and the convolution in one. Raises as there.
+    """
+    for axis in (1, 2):
+        padded = _pad(x, axis, len(taps) // 2)
+        size = x.shape[axis] + 1
+        x = _sum([tap * _slice(padded, axis, k, size, 1) for k, tap in enumerate(_normalised(taps))])
     return x
 
 
@@ -59,7 +66,7 @@ def _down(x: Array, axis: int, taps: tuple[float, ...]) -> Array:
     half = x.shape[axis] // 2
     padded = _pad(x, axis, len(taps) // 2 - 1)
     parts = [tap * _slice(padded, axis, k, half, 2) for k, tap in enumerate(taps)]
-    return sum(parts[1:], parts[0])
+    return _sum(parts)
 
 
 def _up(x: Array, axis: int, taps: tuple[float, ...]) -> Array:
@@ -69,9 +76,13 @@ def _up(x: Array, axis: int, taps: tuple[float, ...]) -> Array:
     for r in (0, 1):  # the even and the odd outputs
         hits = [(k, (r + pad - k) // 2) for k in range(len(taps)) if (r + pad - k) % 2 == 0]
         parts = [2 * taps[k] * _slice(padded, axis, pad + i, size, 1) for k, i in hits]
-        phases.append(sum(parts[1:], parts[0]))
+        phases.append(_sum(parts))
     shape = (*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
     return jnp.stack(phases, axis=axis + 1).reshape(shape)
+
+
+def _sum(parts: list[Array]) -> Array:
+    return sum(parts[1:], parts[0])
 
 
 def _pad(x: Array, axis: int, width: int) -> Array:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from jaxdiff.core.types import Cond
 from jaxdiff.networks.blocks import Attention, Downsample, ResBlock, Upsample, scaled
 from jaxdiff.networks.layers import GroupNorm, NoiseEmbedding, conv
-from jaxdiff.networks.resample import depth_to_space, downsample, space_to_depth, upsample
+from jaxdiff.networks.resample import depth_to_space, downsample, smooth, space_to_depth, upsample
 
 
 class UNet(nn.Module):
@@ -63,8 +63,6 @@ class UNet(nn.Module):
     """Sinusoidal or Fourier features of the noise level; 0 for as many as `channels`."""
     embedding_mult: int = 4
     """Width of the embedding in multiples of `channels`."""
-    noise_scale: float = 1.0
-    """Factor on the noise input before its sinusoids."""
     max_period: float = 10000.0
     """Longest period of the sinusoids, over 2 pi."""
     fourier_scale: float = 0.0
@@ -104,7 +102,6 @@ class UNet(nn.Module):
         emb = NoiseEmbedding(
             self.embedding_channels or self.channels,
             self.embedding_mult * self.channels,
-            self.noise_scale,
             self.max_period,
             self.fourier_scale,
             self.num_classes,
@@ -133,9 +130,7 @@ class UNet(nn.Module):
     def _encode(self, inputs: Array, emb: Array, train: bool) -> tuple[Array, list[Array]]:
         last = len(self.channel_mults) - 1
         pyramid = inputs
-        h = conv(
-            self.channels * self.channel_mults[0], 3, self.dtype, self.init_gain, "conv_in"
-        )(inputs)
+        h = conv(self.channels, 3, self.dtype, self.init_gain, "conv_in")(inputs)
         skips = [h]
         for level, mult in enumerate(self.channel_mults):
             for i in range(self.blocks_per_level):
@@ -175,14 +170,11 @@ class UNet(nn.Module):
         return plain(self.init_gain, self.dtype, name=name)(h)
 
     def _shrunk_input(self, name: str, pyramid: Array, features: int) -> Array:
-        # NCSN++ filters and convolves in one go: every output sees what lies just outside as zeros.
-        return conv(features, 3, self.dtype, self.init_gain, name)(
-            downsample(pyramid, self.resample_taps)
-        )
+        # NCSN++ convolves at full density and filters in one go, so that it sees all of the input.
+        halve = conv(features, 3, self.dtype, self.init_gain, name, stride=2, padding="VALID")
+        return halve(smooth(pyramid, self.resample_taps))
 
-    def _block(
-        self, name: str, features: int, resample: object = None, project: bool = False
-    ) -> ResBlock:
+    def _block(self, name: str, features: int, resample: object = None, project: bool = False) -> ResBlock:
         block = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
         return block(
             features,
@@ -204,9 +196,7 @@ class UNet(nn.Module):
                 f"attention on {features} channels cannot be split into {heads} heads: "
                 "change --network.heads or --network.head-channels to a divisor"
             )
-        return Attention(
-            heads, self.skip_scale, self.norm_eps, self.init_gain, self.dtype, name=name
-        )
+        return Attention(heads, self.skip_scale, self.norm_eps, self.init_gain, self.dtype, name=name)
 
     def _with_fourier_features(self, x: Array) -> Array:
         angles = [2.0**n * 2 * jnp.pi * x.astype(jnp.float32) for n in self.fourier_features]

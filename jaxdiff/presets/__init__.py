@@ -1,0 +1,18 @@
+"""Named runs: functions without arguments that return a `Config`, one file a family."""
+
+from collections.abc import Callable, Mapping
+
+from jaxdiff.config import Config
+from jaxdiff.presets import emoji
+
+PRESETS: Mapping[str, Callable[[], Config]] = {
+    preset.__name__: preset for preset in (emoji.smileys, emoji.emoji, emoji.fashion_mnist)
+}
+"""Every preset by its name on the command line."""
+
+
+def preset(name: str) -> Config:
+    """The preset of this name. Raises: ValueError, listing the names."""
+    if name not in PRESETS:
+        raise ValueError(f"there is no preset {name!r}: allowed are {', '.join(PRESETS)} (train.py PRESET)")
+    return PRESETS[name]()

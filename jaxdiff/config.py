@@ -1,0 +1,154 @@
+"""What a run is: a tree of frozen dataclasses, read from flags and from JSON.
+
+Presets choose the types of the values, flags override their numbers (`--path.shift 2`), and the resolved tree is
+stored with every checkpoint, so that a sampler needs nothing else.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Literal, get_args
+
+import flax.linen as nn
+import tyro
+
+from jaxdiff.core import grids, paths, predictions, times, weights
+from jaxdiff.data import Data
+#TMP from jaxdiff.networks.dit import DiT
+#TMP from jaxdiff.networks.schedule import LearnedSchedule
+from jaxdiff.networks.unet import UNet
+from jaxdiff.objectives.denoising import Denoising
+from jaxdiff.objectives.hybrid import Hybrid
+from jaxdiff.objectives.vdm import VDM
+from jaxdiff.sampling.ddim import DDIM
+from jaxdiff.sampling.dpm_solver import DPMSolverPP2M
+from jaxdiff.sampling.euler_maruyama import EulerMaruyama
+from jaxdiff.sampling.heun import Heun
+from jaxdiff.training import optim as optimisers
+from jaxdiff.training.ema import Average, Decay, Power
+
+AnySolver = DDIM | Heun | EulerMaruyama | DPMSolverPP2M
+"""The solvers that a config may hold."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How a trained network is sampled unless sample.py is told otherwise."""
+
+    steps: int = 50
+    """Steps of the solver."""
+    cfg_scale: float = 1.0
+    """Classifier-free guidance: ref + scale * (main - ref); 1: none."""
+    threshold: Literal["none", "static", "dynamic"] = "static"
+    """Keep x0 estimates in [-1, 1]: by clipping (static) or by Imagen's quantile rule (dynamic)."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps = {self.steps} is not allowed: at least 1 (--sampling.steps)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A run."""
+
+    data: Data
+    """What is learned from."""
+    network: UNet
+    """The network."""
+    objective: Annotated[Denoising | Hybrid | VDM, tyro.conf.arg(name="")]
+    """What a training step minimises."""
+    optim: optimisers.Optim = optimisers.Optim()
+    """How gradients change the parameters."""
+    ema: tuple[Average, ...] = (Decay(),)
+    """Averages of the parameters; the first is the one that is sampled by default."""
+    solver: AnySolver = DDIM()
+    """The sampler's solver."""
+    grid: grids.AnyGrid = grids.UniformT()
+    """The sampler's noise levels."""
+    sampling: Sampling = Sampling()
+    """Other defaults of sampling."""
+    steps: int = 1000
+    """Training steps."""
+    batch_size: int = 64
+    """Images in a step, over all devices."""
+    seed: int = 0
+    """Seed of everything: initial parameters, order of the data, noise."""
+    log_every: int = 50
+    """Steps between lines of the log."""
+    save_every: int = 500
+    """Steps between checkpoints; the last step always has one."""
+    keep: int = 2
+    """Latest checkpoints that are kept."""
+    keep_every: int = 0
+    """Checkpoints at multiples of this are kept for ever; 0: none."""
+    preview_every: int = 0
+    """Steps between grids of samples, written to `samples/` and to TensorBoard; 0: none."""
+    validate_every: int = 0
+    """Steps between measurements of the validation loss by noise level; 0: none."""
+
+    def __post_init__(self) -> None:
+        lows = {"steps": 1, "batch_size": 1, "seed": 0, "log_every": 1, "save_every": 1, "keep": 1}
+        lows |= {"keep_every": 0, "preview_every": 0, "validate_every": 0}
+        for name, low in lows.items():
+            if getattr(self, name) < low:
+                flag = name.replace("_", "-")
+                raise ValueError(f"{name} = {getattr(self, name)} is not allowed: at least {low} (--{flag})")
+        if self.batch_size % self.optim.accumulate:
+            raise ValueError(
+                f"batch_size = {self.batch_size} is not a multiple of accumulate = {self.optim.accumulate} "
+                "(--batch-size, --optim.accumulate)"
+            )
+
+
+VOCABULARY: Mapping[str, type] = {
+    cls.__name__: cls
+    for cls in (
+        *get_args(paths.FixedPath),
+        *get_args(paths.AnyBetas),
+        *get_args(predictions.AnyPrediction),
+        *get_args(predictions.Feed),
+        *get_args(times.AnyTimeLaw),
+        *get_args(weights.AnyWeight),
+        *get_args(grids.AnyGrid),
+        *get_args(AnySolver),
+        *(UNet, Denoising, Hybrid, VDM),
+        *(optimisers.Optim, optimisers.AdamW, optimisers.Lion, optimisers.SGD),
+        *(optimisers.Constant, optimisers.CosineDecay, optimisers.InverseSqrt),
+        *(Decay, Power, Data, Sampling, Config),
+    )
+}
+"""Every type that a config may hold, by the name that JSON carries."""
+
+
+def _fields(value: object) -> list[str]:
+    """A value's own fields (a Flax module's `parent` and `name` are not)."""
+    skip = {"parent", "name"} if isinstance(value, nn.Module) else set()
+    return [f.name for f in dataclasses.fields(value) if f.name not in skip]  # pyright: ignore[reportArgumentType]
+
+
+Json = dict[str, "Json"] | list["Json"] | str | float | int | bool | None
+
+
+def to_json(value: object) -> Json:
+    """A config as JSON: a dataclass becomes {"type": its name, field: ...}, a tuple a list."""
+    if dataclasses.is_dataclass(value):
+        return {"type": type(value).__name__} | {f: to_json(getattr(value, f)) for f in _fields(value)}
+    if isinstance(value, tuple | list):
+        return [to_json(v) for v in value]
+    if value is None or isinstance(value, str | float | int | bool):
+        return value
+    raise TypeError(f"{value!r} cannot be stored in a config")
+
+
+def from_json(value: Json) -> object:
+    """The inverse of `to_json`.
+
+    Raises: ValueError for a type that this version does not know.
+    """
+    if isinstance(value, dict):
+        name = str(value["type"])
+        if name not in VOCABULARY:
+            raise ValueError(f"the config holds a {name}, which this version of jaxdiff does not know")
+        return VOCABULARY[name](**{k: from_json(v) for k, v in value.items() if k != "type"})
+    if isinstance(value, list):
+        return tuple(from_json(v) for v in value)
+    return value

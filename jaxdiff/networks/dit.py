@@ -1,0 +1,209 @@
+"""The diffusion transformer: patches as tokens, blocks modulated by the noise level and the class.
+
+    block    x += gate_1 * attention(norm(x) * (1 + scale_1) + shift_1)
+             x += gate_2 * mlp(norm(x) * (1 + scale_2) + shift_2)
+    (shift, scale, gate)_{1,2} = dense(silu(emb)), which starts at zero: every block starts as the identity
+
+Source: arXiv:2212.09748, Sec. 3.2 (adaLN-Zero).
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxdiff.core.types import Cond
+from jaxdiff.networks.layers import dense, label_index, sinusoid
+from jaxdiff.networks.resample import depth_to_space, space_to_depth
+
+NOISE_FEATURES = 256
+"""Sinusoids of the noise level, in every published size."""
+
+
+class DiT(nn.Module):
+    """A diffusion transformer: ``(x, noise, cond) -> [b, h, w, c]``, or ``2c`` with `learned_variance`.
+
+    The parameters of the blocks are stacked along a first axis of length `depth`. Published sizes, as
+    (depth, width, heads): S 12, 384, 6; B 12, 768, 12; L 24, 1024, 16; XL 28, 1152, 16. Raises ValueError
+    where the image or the width does not fit the attributes.
+    """
+
+    patch: int = 2
+    """Side of the pixel blocks that become tokens."""
+    width: int = 384
+    """Channels of a token."""
+    depth: int = 12
+    """Number of transformer blocks."""
+    heads: int = 6
+    """Attention heads."""
+    mlp_ratio: int = 4
+    """Hidden channels of the MLP in multiples of `width`."""
+    positions: Literal["sincos", "rotary"] = "sincos"
+    """Token positions: fixed 2-D sinusoids added once, or 2-D rotations of the queries and keys."""
+    qk_norm: bool = False
+    """RMS norm of the queries and keys (steadier at high learning rates)."""
+    dropout: float = 0.0
+    """Drop-out rate of both branches of a block, in training."""
+    num_classes: int = 0
+    """Number of class labels; 0 for none."""
+    learned_variance: bool = False
+    """Twice the output channels, for a learned variance."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass recomputes: nothing, all but the matrix products, or whole blocks."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type; parameters, norm statistics, softmax and output are float32."""
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        noise: Float[Array, "b"],
+        cond: Cond,
+        train: bool = False,
+    ) -> Float[Array, "b h w c_out"]:
+        """The output at noise input ``noise`` (``c_noise`` of the prediction), float32."""
+        self._check(x)
+        b, height, width, c = x.shape
+        rows, cols = height // self.patch, width // self.patch
+        emb = nn.silu(self._embedding(noise, cond))
+
+        tokens = space_to_depth(x, self.patch).reshape(b, rows * cols, -1)
+        h = dense(self.width, self.dtype, 1.0, "patches")(tokens)
+        if self.positions == "sincos":
+            h = h + jnp.asarray(sincos_positions(rows, cols, self.width), h.dtype)
+        h = self._blocks(rows, cols, train)(h, emb)[0]
+
+        mod = dense(2 * self.width, "float32", 0.0, "modulation_out")(emb)
+        h = modulated_norm(h.astype(jnp.float32), *jnp.split(mod, 2, axis=-1))
+        out_channels = c * (2 if self.learned_variance else 1)
+        h = dense(out_channels * self.patch**2, "float32", 0.0, "out")(h)
+        return depth_to_space(h.reshape(b, rows, cols, -1), self.patch)
+
+    def _embedding(self, noise: Array, cond: Cond) -> Float[Array, "b width"]:
+        init = nn.initializers.normal(0.02)
+        emb = sinusoid(noise, NOISE_FEATURES)
+        emb = nn.silu(nn.Dense(self.width, kernel_init=init, name="noise_0")(emb))
+        emb = nn.Dense(self.width, kernel_init=init, name="noise_1")(emb)
+        if self.num_classes:
+            table = nn.Embed(self.num_classes + 1, self.width, embedding_init=init, name="label")
+            emb += table(label_index(cond, noise.shape[0], self.num_classes))
+        return emb
+
+    def _blocks(self, rows: int, cols: int, train: bool) -> nn.Module:
+        policies = {
+            "none": jax.checkpoint_policies.everything_saveable,
+            "dots": jax.checkpoint_policies.dots_saveable,
+            "full": jax.checkpoint_policies.nothing_saveable,
+        }
+        block = Block
+        if self.remat != "none":
+            block = nn.remat(Block, prevent_cse=False, policy=policies[self.remat])
+        stack = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=self.depth,
+        )
+        grid = (rows, cols) if self.positions == "rotary" else None
+        return stack(self.heads, self.mlp_ratio, grid, self.qk_norm, self.dropout, train, self.dtype, name="blocks")
+
+    def _check(self, x: Array) -> None:
+        for side, size in (("height", x.shape[1]), ("width", x.shape[2])):
+            if size % self.patch:
+                raise ValueError(f"image {side} {size} must be a multiple of {self.patch}: change --network.patch")
+        if self.width % self.heads or (self.width // self.heads) % 4 or self.width % 4:
+            raise ValueError(
+                f"width {self.width} with {self.heads} heads: the channels of a head must be a multiple "
+                "of 4: change --network.width or --network.heads"
+            )
+
+
+class Block(nn.Module):
+    """One transformer block with adaLN-Zero, in the shape that `nn.scan` takes: ``(x, emb) -> (x, None)``."""
+
+    heads: int
+    """Attention heads."""
+    mlp_ratio: int
+    """Hidden channels of the MLP in multiples of the token's."""
+    grid: tuple[int, int] | None
+    """Rows and columns of tokens for rotary positions; None for none."""
+    qk_norm: bool
+    """RMS norm of the queries and keys."""
+    dropout: float
+    """Drop-out rate of both branches, in training."""
+    train: bool
+    """Whether drop-out is on."""
+    dtype: str
+    """Compute type."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], emb: Float[Array, "b d"]) -> tuple[Float[Array, "b n d"], None]:
+        d = x.shape[-1]
+        mod = dense(6 * d, self.dtype, 0.0, "modulation")(emb)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(mod, 6, axis=-1)
+
+        h = self._attend(modulated_norm(x, shift_1, scale_1))
+        x = x + gate_1[:, None] * self._drop(h)
+
+        h = dense(self.mlp_ratio * d, self.dtype, 1.0, "mlp_0")(modulated_norm(x, shift_2, scale_2))
+        h = dense(d, self.dtype, 1.0, "mlp_1")(nn.gelu(h, approximate=True))
+        x = x + gate_2[:, None] * self._drop(h)
+        return x, None
+
+    def _attend(self, x: Array) -> Array:
+        b, n, d = x.shape
+        qkv = dense(3 * d, self.dtype, 1.0, "qkv")(x).reshape(b, n, 3, self.heads, d // self.heads)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        if self.qk_norm:
+            q = nn.RMSNorm(dtype=x.dtype, name="norm_q")(q)
+            k = nn.RMSNorm(dtype=x.dtype, name="norm_k")(k)
+        if self.grid is not None:
+            q, k = rotate(q, *self.grid), rotate(k, *self.grid)
+        h = jax.nn.dot_product_attention(q, k, v).reshape(b, n, d)
+        return dense(d, self.dtype, 1.0, "out")(h)
+
+    def _drop(self, h: Array) -> Array:
+        return nn.Dropout(self.dropout, deterministic=not self.train)(h)
+
+
+def modulated_norm(
+    x: Float[Array, "b n d"], shift: Float[Array, "b d"], scale: Float[Array, "b d"], eps: float = 1e-6
+) -> Float[Array, "b n d"]:
+    """``(x - mean) / sqrt(var + eps) * (1 + scale) + shift`` over the last axis, statistics in float32."""
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(-1, keepdims=True)
+    var = jnp.square(wide - mean).mean(-1, keepdims=True)
+    normed = (wide - mean) * jax.lax.rsqrt(var + eps)
+    return (normed * (1 + scale[:, None]) + shift[:, None]).astype(x.dtype)
+
+
+def sincos_positions(rows: int, cols: int, width: int) -> Float[np.ndarray, "n width"]:
+    """Fixed positions of a grid of tokens, row by row: half the channels tell the column, half the row.
+
+    Each half is ``[sin(p w), cos(p w)]`` with ``w_i = 10000 ** (-i / (width / 4))``. A NumPy constant.
+    Source: arXiv:2212.09748, Sec. 3.2, after arXiv:2111.06377, App. A.1.
+    """
+    row, col = np.divmod(np.arange(rows * cols, dtype=np.float64), cols)
+    w = 10000.0 ** -(np.arange(width // 4) / (width // 4))
+    angles = [position[:, None] * w for position in (col, row)]
+    waves = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
+    return np.concatenate(waves, axis=-1).astype(np.float32)
+
+
+def rotate(x: Float[Array, "b n heads d"], rows: int, cols: int) -> Float[Array, "b n heads d"]:
+    """Rotary 2-D positions: channel pairs turned by angles that grow with the row or the column.
+
+    The product of a rotated query and key depends only on how far apart their tokens are.
+    Source: arXiv:2104.09864, Eq. 14, on the two axes of an image (arXiv:2403.13298, Sec. 3.1).
+    """
+    row, col = np.divmod(np.arange(rows * cols, dtype=np.float64), cols)
+    quarter = x.shape[-1] // 4
+    w = 100.0 ** -(np.arange(quarter) / quarter)
+    angle = np.concatenate([row[:, None] * w, col[:, None] * w], axis=-1)[:, None, :]
+    cos, sin = jnp.asarray(np.cos(angle), jnp.float32), jnp.asarray(np.sin(angle), jnp.float32)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)

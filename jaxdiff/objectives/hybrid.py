@@ -1,0 +1,128 @@
+"""iDDPM's hybrid: the simple loss on eps plus a small multiple of the discrete bound, which trains the variance.
+
+    L = L_simple + 0.001 L_vlb,   log variance = u log(beta) + (1 - u) log(beta_tilde),   u = (v + 1) / 2
+
+The network outputs 2c channels, eps and v. The bound's mean sees no gradient. Steps are those of a `DiscreteVP`.
+Source: arXiv:2102.09672, Eq. 15-16.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jaxdiff.core.cond import drop
+from jaxdiff.core.gaussian import diffuse, estimate, expand, target
+from jaxdiff.core.paths import DiscreteVP
+from jaxdiff.core.predictions import AnyPrediction
+from jaxdiff.core.times import UniformSteps
+from jaxdiff.core.types import ApplyFn, Level, Params, Path
+from jaxdiff.objectives.base import Batch, Metrics, image_mean, noise_like
+
+Image = Float[Array, "b h w c"]
+
+
+def log_variances(path: DiscreteVP, t: Float[Array, "b"]) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+    """log(beta_tilde) and log(beta) of steps t in {1 ... N}: the variances of the ancestral step to t - 1.
+
+    beta_tilde is 0 at t = 1, where step 2's is used. Source: arXiv:2006.11239, Eq. 7; arXiv:2102.09672, Sec. 3.1.
+    """
+
+    def log_beta(t: Float[Array, "b"]) -> Float[Array, "b"]:
+        ratio = path(t).alpha / path(t - 1).alpha
+        return jnp.log1p(-jnp.square(ratio))
+
+    late = jnp.maximum(t, 2.0)
+    log_tilde = log_beta(late) + 2 * (jnp.log(path(late - 1).sigma) - jnp.log(path(late).sigma))
+    return log_tilde, log_beta(t)
+
+
+def posterior_mean(cur: Level, nxt: Level, x0: Image, eps: Image) -> Image:
+    """Mean of q(x_nxt | x_cur, x0), x_cur = alpha x0 + sigma eps. Source: arXiv:2006.11239, Eq. 7."""
+    scale = jnp.square(nxt.sigma) * cur.alpha / (nxt.alpha * cur.sigma)
+    return expand(nxt.alpha, x0) * x0 + expand(scale, x0) * eps
+
+
+def normal_kl(mean1: Image, log_var1: Image, mean2: Image, log_var2: Image) -> Image:
+    """KL(N(mean1, var1) || N(mean2, var2)), elementwise, in nats."""
+    ratio = jnp.exp(log_var1 - log_var2)
+    return 0.5 * (log_var2 - log_var1 + ratio + jnp.square(mean1 - mean2) * jnp.exp(-log_var2) - 1)
+
+
+def discretized_nll(x0: Image, mean: Image, log_var: Image) -> Image:
+    """-log of the mass that N(mean, var) gives to the 8-bit bin of x0 in [-1, 1], elementwise, in nats.
+
+    The outer bins reach to infinity. Source: arXiv:2006.11239, Eq. 13.
+    """
+    inverse_std = jnp.exp(-0.5 * log_var)
+    upper = jnp.where(x0 > 0.999, jnp.inf, (x0 - mean + 1 / 255) * inverse_std)
+    lower = jnp.where(x0 < -0.999, -jnp.inf, (x0 - mean - 1 / 255) * inverse_std)
+    # The mass of a far bin is taken on the side of the tail where it does not round to zero.
+    flip = lower > 0
+    high, low = jnp.where(flip, -lower, upper), jnp.where(flip, -upper, lower)
+    log_high, log_low = jax.scipy.special.log_ndtr(high), jax.scipy.special.log_ndtr(low)
+    return -(log_high + jnp.log(-jnp.expm1(jnp.minimum(log_low - log_high, -1e-7))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Hybrid:
+    """L_simple + vlb_scale * L_vlb, L_vlb in bits per dimension summed over the N steps."""
+
+    path: DiscreteVP
+    """The chain."""
+    prediction: AnyPrediction
+    """What the first c channels predict; Eps in the paper."""
+    times: UniformSteps
+    """Uniform over the chain's steps."""
+    vlb_scale: float = 0.001
+    """The paper's lambda."""
+    drop: float = 0.0
+    """Probability that an example's condition is replaced by the absent one (for guidance)."""
+
+    def _errors(
+        self,
+        apply: ApplyFn,
+        params: Params,
+        key: Key[Array, ""],
+        batch: Batch,
+        t: Float[Array, "b"],
+        train: bool,
+    ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+        key_noise, key_drop, key_net = jax.random.split(key, 3)
+        cur, nxt = self.path(t), self.path(t - 1)
+        eps = noise_like(key_noise, batch)
+        cond = drop(key_drop, batch.cond, self.drop) if train else batch.cond
+        x = diffuse(cur, batch.x0, eps)
+        out, v = jnp.split(apply(params, x, cur, nxt, cond, key_net if train else None), 2, axis=-1)
+        simple = image_mean(jnp.square(out - target(self.prediction, cur, batch.x0, eps)))
+
+        log_tilde, log_beta = (expand(a, x) for a in log_variances(self.path, t))
+        u = 0.5 * (v + 1)
+        log_var = u * log_beta + (1 - u) * log_tilde
+        believed = estimate(self.prediction, cur, x, jax.lax.stop_gradient(out))
+        mean = posterior_mean(cur, nxt, *believed)
+        kl = normal_kl(posterior_mean(cur, nxt, batch.x0, eps), log_tilde + 0 * mean, mean, log_var)
+        bound = jnp.where(expand(t, x) < 1.5, discretized_nll(batch.x0, mean, log_var), kl)
+        return simple, image_mean(bound) / jnp.log(2.0)
+
+    def _total(self, simple: Float[Array, "b"], bound: Float[Array, "b"]) -> Float[Array, "b"]:
+        return simple + self.vlb_scale * self.path.num_steps * bound
+
+    def __call__(
+        self, apply: ApplyFn, params: Params, key: Key[Array, ""], batch: Batch
+    ) -> tuple[Float[Array, ""], Metrics]:
+        key_time, key_rest = jax.random.split(key)
+        t = self.times(key_time, batch.x0.shape[0], self.path)
+        simple, bound = self._errors(apply, params, key_rest, batch, t, train=True)
+        metrics = {"simple": jnp.mean(simple), "vlb_bits": self.path.num_steps * jnp.mean(bound)}
+        return jnp.mean(self._total(simple, bound)), metrics
+
+    def losses(
+        self, apply: ApplyFn, params: Params, key: Key[Array, ""], batch: Batch, t: Float[Array, "b"]
+    ) -> Float[Array, "b"]:
+        steps = jnp.clip(jnp.ceil(t), 1, self.path.num_steps)
+        return self._total(*self._errors(apply, params, key, batch, steps, train=False))
+
+    def path_of(self, params: Params) -> Path:
+        return self.path

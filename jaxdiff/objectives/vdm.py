@@ -1,0 +1,155 @@
+"""VDM's continuous-time bound on -log p(x), with a learned noise schedule, in bits per dimension.
+
+With gamma = -logSNR and z_t = alpha_t x + sigma_t eps:
+
+    L = KL(q(z_1 | x) || N(0, I)) - log p(x | z_0) + (1/2) E_{t, eps}[ gamma'(t) ||eps - eps_hat||^2 ]
+
+params = {"network": ..., "schedule": ...}. The bound does not depend on the schedule's interior, only on its
+ends; the interior is trained to lower the variance of the estimate. Source: arXiv:2107.00630, Eq. 17, App. H.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from jaxdiff.core.cond import drop
+from jaxdiff.core.gaussian import diffuse, estimate, logsnr
+from jaxdiff.core.predictions import AnyPrediction
+from jaxdiff.core.times import AnyTimeLaw
+from jaxdiff.core.types import ApplyFn, Level, Params, Path
+from jaxdiff.objectives.base import Batch, Metrics, image_mean, noise_like
+
+ENDS = ("gamma_min", "gamma_max")
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """A learned path: a Flax module whose output is the level at t in [0, 1]."""
+
+    def apply(self, variables: PyTree, t: Float[Array, "*b"]) -> Level: ...
+
+    def path(self, params: Params) -> Path:
+        """The path at these parameters, for sampling."""
+        ...
+
+
+def _select_grad(schedule: PyTree, ends: bool) -> PyTree:
+    """The schedule's parameters, with a gradient either to the ends only or to all but the ends."""
+    return {k: v if (k in ENDS) == ends else jax.lax.stop_gradient(v) for k, v in schedule.items()}
+
+
+def _scale_grad(x: PyTree, scale: Float[Array, "b"]) -> PyTree:
+    """x, whose gradient is multiplied by `scale`."""
+
+    def one(a: Float[Array, "b"]) -> Float[Array, "b"]:
+        still = jax.lax.stop_gradient(a)
+        return still + scale * (a - still)
+
+    return jax.tree.map(one, x)
+
+
+@dataclasses.dataclass(frozen=True)
+class VDM:
+    """The bound, in bits per dimension of 8-bit images."""
+
+    path: Schedule
+    """The learned schedule (its flags set its initial ends)."""
+    prediction: AnyPrediction
+    """What the network predicts; Eps in the paper."""
+    times: AnyTimeLaw
+    """Stratified uniform times in the paper."""
+    interior: bool = False
+    """Train the schedule's interior for low variance, at the price of a second forward pass."""
+    drop: float = 0.0
+    """Probability that an example's condition is replaced by the absent one (for guidance)."""
+
+    def _level(self, params: Params, t: Float[Array, "b"]) -> tuple[Level, Float[Array, "b"]]:
+        """The level at t and gamma'(t)."""
+
+        def gamma(t: Float[Array, "b"]) -> tuple[Float[Array, "b"], Level]:
+            level = self.path.apply({"params": params}, t)
+            return -logsnr(level), level
+
+        _, rate, level = jax.jvp(gamma, (t,), (jnp.ones_like(t),), has_aux=True)
+        return level, rate
+
+    def _ends(self, schedule: Params, key: Key[Array, ""], batch: Batch) -> Float[Array, "b"]:
+        """Prior KL and reconstruction, nats per dimension."""
+        first, last = (self.path.apply({"params": schedule}, jnp.array(t)) for t in (0.0, 1.0))
+        var = jnp.square(last.sigma)
+        prior = 0.5 * (var + jnp.square(last.alpha * batch.x0) - jnp.log(var) - 1)
+        # p(x | z_0) over the 256 values, proportional to N(z_0; alpha_0 x, sigma_0^2) (Eq. 12). With r = sigma/alpha
+        # and u = r eps, log p = -eps^2/2 - logsumexp_k(-(eps + (x - x_k)/r)^2 / 2).
+        ratio = first.sigma / first.alpha
+        values = jnp.arange(256) / 127.5 - 1
+        eps = noise_like(key, batch)[..., None]
+        logits = -0.5 * jnp.square(eps + (batch.x0[..., None] - values) / ratio)
+        nll = 0.5 * jnp.square(eps[..., 0]) + jax.nn.logsumexp(logits, axis=-1)
+        return image_mean(prior) + image_mean(nll)
+
+    def _diffusion(
+        self,
+        apply: Callable[..., Float[Array, "b h w c"]],
+        params: Params,
+        key: Key[Array, ""],
+        batch: Batch,
+        point: tuple[Level, Float[Array, "b"]],
+    ) -> Float[Array, "b"]:
+        level, rate = point
+        eps = noise_like(key, batch)
+        x = diffuse(level, batch.x0, eps)
+        believed = estimate(self.prediction, level, x, apply(params["network"], x, level, level))
+        return 0.5 * rate * image_mean(jnp.square(eps - believed.eps))
+
+    def _errors(
+        self,
+        apply: ApplyFn,
+        params: Params,
+        key: Key[Array, ""],
+        batch: Batch,
+        t: Float[Array, "b"],
+        train: bool,
+    ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+        """(the two ends, the diffusion loss), bits per dimension."""
+        key_noise, key_first, key_drop, key_net = jax.random.split(key, 4)
+        cond = drop(key_drop, batch.cond, self.drop) if train else batch.cond
+
+        def net(
+            params: Params, x: Float[Array, "b h w c"], cur: Level, nxt: Level
+        ) -> Float[Array, "b h w c"]:
+            return apply(params, x, cur, nxt, cond, key_net if train else None)
+
+        schedule = params["schedule"]
+        point = self._level(_select_grad(schedule, ends=True) if self.interior else schedule, t)
+        if self.interior and train:
+            # d/d eta E[l^2] = E[2 l dl/d eta]: the interior's gradient is scaled by 2 l of each example.
+            plain = jax.lax.stop_gradient((params, point))
+            scale = 2 * self._diffusion(net, plain[0], key_noise, batch, plain[1])
+            inner = self._level(_select_grad(schedule, ends=False), t)
+            still = jax.lax.stop_gradient(inner)
+            moved = jax.tree.map(lambda a, b: a - b, _scale_grad(inner, scale), still)
+            point = jax.tree.map(jnp.add, point, moved)
+        diffusion = self._diffusion(net, params, key_noise, batch, point)
+        bits = 1 / jnp.log(2.0)
+        return self._ends(schedule, key_first, batch) * bits, diffusion * bits
+
+    def __call__(
+        self, apply: ApplyFn, params: Params, key: Key[Array, ""], batch: Batch
+    ) -> tuple[Float[Array, ""], Metrics]:
+        key_time, key_rest = jax.random.split(key)
+        t = self.times(key_time, batch.x0.shape[0], self.path_of(params))
+        ends, diffusion = self._errors(apply, params, key_rest, batch, t, train=True)
+        metrics = {"ends_bits": jnp.mean(ends), "diffusion_bits": jnp.mean(diffusion)}
+        return jnp.mean(ends + diffusion), metrics
+
+    def losses(
+        self, apply: ApplyFn, params: Params, key: Key[Array, ""], batch: Batch, t: Float[Array, "b"]
+    ) -> Float[Array, "b"]:
+        return sum(self._errors(apply, params, key, batch, t, train=False))
+
+    def path_of(self, params: Params) -> Path:
+        return self.path.path(params["schedule"])

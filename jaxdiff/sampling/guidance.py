@@ -1,0 +1,68 @@
+"""Guidance: two beliefs about one x, and a rule that makes one of them.
+
+    guided(pair(apply, params, prediction, cond), cfg(scale))
+
+A pair is (x, cur, nxt) -> (main, ref); a rule is (main, ref, x, cur) -> Estimate. A rule that is not
+a weighted mean of the two (weights summing to 1, which keeps x = alpha x0 + sigma eps) ends with
+`gaussian.from_x0`.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxdiff.core import gaussian
+from jaxdiff.core.cond import absent
+from jaxdiff.core.types import ApplyFn, Cond, Denoise, Estimate, Level, Params, Prediction
+from jaxdiff.sampling.sample import denoiser
+
+Image = Float[Array, "b h w c"]
+
+Pair = Callable[[Image, Level, Level], tuple[Estimate, Estimate]]
+"""``(x, cur, nxt) -> (main, ref)``."""
+
+Rule = Callable[[Estimate, Estimate, Image, Level], Estimate]
+"""``(main, ref, x, cur) -> Estimate``."""
+
+
+def pair(apply: ApplyFn, params: Params, prediction: Prediction, cond: Cond) -> Pair:
+    """main with `cond` and ref with the absent condition, in one network call on a batch of 2b."""
+    # Each image's two rows are neighbours, so that a batch sharded over devices stays where it is.
+    both = {
+        name: jnp.stack([leaf, gone], axis=1).reshape(-1, *leaf.shape[1:])
+        for (name, leaf), gone in zip(cond.items(), absent(cond).values(), strict=True)
+    }
+    denoise = denoiser(apply, params, prediction, both)
+
+    def beliefs(x: Image, cur: Level, nxt: Level) -> tuple[Estimate, Estimate]:
+        together = denoise(jnp.repeat(x, 2, axis=0), cur, nxt)
+        main, ref = (Estimate(*(a[i::2] for a in together)) for i in range(2))
+        return main, ref
+
+    return beliefs
+
+
+def guided(pair: Pair, rule: Rule) -> Denoise:
+    """The `Denoise` that asks the pair and lets the rule decide."""
+
+    def denoise(x: Image, cur: Level, nxt: Level) -> Estimate:
+        main, ref = pair(x, cur, nxt)
+        return rule(main, ref, x, cur)
+
+    return denoise
+
+
+def cfg(scale: float | Float[Array, ""] | Float[Array, "b"]) -> Rule:
+    """Classifier-free guidance, ref + scale * (main - ref), of x0 and eps alike.
+
+    `scale` (one for all, or one per image; may be traced): 1 is no guidance, 0 ignores the condition.
+    It is the paper's 1 + w. Source: arXiv:2207.12598, Eq. 6.
+    """
+
+    def rule(main: Estimate, ref: Estimate, x: Image, cur: Level) -> Estimate:
+        s = gaussian.expand(jnp.asarray(scale), x)
+        return jax.tree.map(lambda m, r: r + s * (m - r), main, ref)
+
+    return rule

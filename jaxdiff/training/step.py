@@ -1,0 +1,91 @@
+"""The training step: loss, gradient, update, averages. Pure; `jit` it with the state donated."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from jaxdiff.core.types import ApplyFn, Cond, Params
+from jaxdiff.training import ema
+from jaxdiff.training.state import Purpose, TrainState, key_for
+
+Raw = Mapping[str, Array]
+Metrics = dict[str, Float[Array, ""]]
+
+
+def to_unit(image: Array) -> Float[Array, "b h w c"]:
+    """uint8 -> float32 in [-1, 1]."""
+    return image.astype(jnp.float32) / 127.5 - 1
+
+
+def conditions(raw: Raw) -> Cond:
+    """The leaves of a batch that condition the network: all but the image."""
+    return {k: v for k, v in raw.items() if k != "image"}
+
+
+def init_state(
+    params: Params, optimizer: optax.GradientTransformation, averages: tuple[ema.Average, ...]
+) -> TrainState:
+    """The state before the first step."""
+    return TrainState(jnp.int32(0), params, optimizer.init(params), ema.init(averages, params))
+
+
+def averaged(state: TrainState) -> Params:
+    """The parameters to look at during training: the first average, or the parameters themselves."""
+    return state.ema[0] if state.ema else state.params
+
+
+def module_norms(grads: PyTree) -> Metrics:
+    """The gradient's norm, whole and for each of the network's outermost modules."""
+    whole = {"grad_norm": optax.global_norm(grads)}
+    modules = {f"grad_norm/{k}/{m}": optax.global_norm(v) for k in grads for m, v in grads[k].items()}
+    return whole | modules
+
+
+def make_step(
+    loss: Callable[
+        [Params, Key[Array, ""], Raw, Int[Array, "b"]], tuple[Float[Array, ""], Mapping[str, Array]]
+    ],
+    optimizer: optax.GradientTransformation,
+    averages: tuple[ema.Average, ...],
+    seed: int,
+    accumulate: int = 1,
+) -> Callable[[TrainState, Raw], tuple[TrainState, Metrics]]:
+    """(state, raw batch of b images) -> (state, metrics), with `accumulate` equal parts of the batch in turn.
+
+    `loss(params, key, raw, row)` is the mean over its rows; `row` numbers them in the global batch.
+    """
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+
+    def gradient(params: Params, key: Key[Array, ""], raw: Raw) -> PyTree:
+        rows = jnp.arange(raw["image"].shape[0], dtype=jnp.int32)
+        if accumulate == 1:
+            return value_and_grad(params, key, raw, rows)
+        # Part i holds rows i, i + accumulate ...: every device keeps an equal share of each part.
+        parts = jax.tree.map(
+            lambda a: jnp.moveaxis(a.reshape(-1, accumulate, *a.shape[1:]), 1, 0), (dict(raw), rows)
+        )
+
+        def part(i: Int[Array, ""]) -> PyTree:
+            raw, rows = jax.tree.map(lambda a: a[i], parts)
+            return value_and_grad(params, jax.random.fold_in(key, i), raw, rows)
+
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(part, jnp.int32(0)))
+        total, _ = jax.lax.scan(
+            lambda total, i: (jax.tree.map(jnp.add, total, part(i)), None), zero, jnp.arange(accumulate)
+        )
+        return jax.tree.map(lambda a: a / accumulate, total)
+
+    def step(state: TrainState, raw: Raw) -> tuple[TrainState, Metrics]:
+        key = key_for(seed, state.step, Purpose.TRAIN)
+        (value, extra), grads = gradient(state.params, key, raw)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        count = state.step + 1
+        averaged = ema.update(averages, state.ema, params, count)
+        metrics = {"loss": value, **extra, **module_norms(grads)}
+        return TrainState(count, params, opt_state, averaged), metrics
+
+    return step

@@ -1,0 +1,112 @@
+"""The folder of a run: new, the same run again, or somebody else's; and its config."""
+
+import json
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import jax
+from etils import epath
+
+import jaxdiff
+
+Json = dict[str, Any]
+"""What `json.dumps` takes."""
+
+
+def prepare_workdir(
+    workdir: epath.PathLike,
+    config: Json,
+    ignore: Collection[str] = (),
+    flag: Callable[[str], str] | None = None,
+) -> None:
+    """Makes the folder of a new run, or checks that it holds the same run; writes `config.json`.
+
+    Raises: ValueError, in one line, where the folder holds something else, or a run whose config differs
+    (`check_config`, which explains `ignore` and `flag`), or where it cannot be written.
+    """
+    root = epath.Path(workdir)
+    if jax.process_index() != 0:
+        return
+    try:
+        found = [p.name for p in root.iterdir()] if root.exists() else []
+        if "config.json" in found:
+            check_config(root, read_config(root), config, ignore, flag)
+        elif foreign := sorted(n for n in found if not n.startswith(".") and n != "lost+found"):
+            raise ValueError(
+                f"workdir {root} holds {foreign[0]}, but no run of jaxdiff: use a new or empty folder (--workdir)"
+            )
+        root.mkdir(parents=True, exist_ok=True)
+        write_json(root / "config.json", {"jaxdiff": jaxdiff.__version__, "config": config})
+    except OSError as error:
+        raise ValueError(f"workdir {root} cannot be written: {error.strerror or error} (--workdir)") from error
+
+
+def read_config(workdir: epath.PathLike) -> Json:
+    """The config that the run in `workdir` was last started with.
+
+    Raises: FileNotFoundError without one, ValueError where `config.json` is of something else.
+    """
+    file = epath.Path(workdir) / "config.json"
+    if not file.exists():
+        raise FileNotFoundError(f"{workdir} holds no run: there is no {file}, which train.py writes (--workdir)")
+    try:
+        content = json.loads(file.read_text())
+        if isinstance(content, dict) and "jaxdiff" in content:
+            return content["config"]
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError):
+        pass
+    raise ValueError(f"{file} was not written by jaxdiff: use another folder (--workdir)")
+
+
+def check_config(
+    workdir: epath.PathLike,
+    stored: Json,
+    current: Json,
+    ignore: Collection[str] = (),
+    flag: Callable[[str], str] | None = None,
+) -> None:
+    """Raises a ValueError, in one line, that names what differs between two configs.
+
+    Args:
+        ignore: dotted names that may differ, with all that is below them ("optim" is also "optim.rule.b1").
+        flag: the flag that sets a dotted name; without it "--" and the name with dashes.
+    """
+    flag = flag or (lambda name: "--" + name.replace("_", "-"))
+    differ = [
+        f"{name} = {_short(old)}, this one has {_short(new)}" + (f" ({flag(name)})" if is_value else "")
+        for name, old, new, is_value in _differences("", _as_json(stored), _as_json(current))
+        if not any(name == i or name.startswith(i + ".") for i in ignore)
+    ]
+    if differ:
+        more = f"; and {len(differ) - 4} more" if len(differ) > 4 else ""
+        what = "; ".join(differ[:4]) + more
+        raise ValueError(f"workdir {workdir} holds a run with {what}: use the same, or another --workdir")
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _short(value: Any) -> str:
+    text = value.get("type", json.dumps(value)) if isinstance(value, dict) else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _differences(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any, bool]]:
+    """(dotted name, old, new, can a flag set it) of the topmost values that differ: types before numbers."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        # Tuples of dataclasses are numbered, tuples of numbers are one value.
+        if any(isinstance(v, dict) for v in old + new):
+            old, new = ({str(i): v for i, v in enumerate(x)} for x in (old, new))
+    if isinstance(old, dict) and isinstance(new, dict) and old.get("type") == new.get("type"):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(f"{name}.{key}" if name else key, old.get(key), new.get(key))
+    elif json.dumps(old) != json.dumps(new) and old != new:
+        yield name, old, new, not isinstance(old, dict) and not isinstance(new, dict)
+
+
+def write_json(file: epath.Path, content: Json) -> None:
+    """Writes the file whole or, if the process is killed, not at all."""
+    part = file.parent / f".{file.name}.part"
+    part.write_text(json.dumps(content, indent=1))
+    part.replace(file)

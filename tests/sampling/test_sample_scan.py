@@ -1,0 +1,176 @@
+"""The scan: per-image noise, one compilation, calls counted, trajectories."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxdiff.core import grids, paths, predictions
+from jaxdiff.core.types import Level
+from jaxdiff.sampling.ddim import DDIM
+from jaxdiff.sampling.dpm_solver import DPMSolverPP2M
+from jaxdiff.sampling.euler_maruyama import EulerMaruyama
+from jaxdiff.sampling.guidance import cfg, guided, pair
+from jaxdiff.sampling.heun import Heun
+from jaxdiff.sampling.sample import denoiser, image_keys, initial, normal, sample, trajectory
+
+SOLVERS = [DDIM(), DDIM(0.5), Heun(), Heun(5.0, path=paths.Linear()), EulerMaruyama(), DPMSolverPP2M()]
+SHAPE = (2, 2, 1)
+
+
+@pytest.fixture(scope="module")
+def denoise(closed_form):
+    return closed_form.denoiser(closed_form.Mixture(jnp.array([-0.6, 0.5]), jnp.float32(0.3), jnp.ones(2) / 2))
+
+
+def levels_of(num_steps):
+    return grids.UniformT(start=0.9)(paths.Linear(), num_steps)
+
+
+def images(indices, denoise, solver, num_steps=4, seed=3):
+    keys, levels = image_keys(seed, jnp.asarray(indices)), levels_of(num_steps)
+    return sample(keys, initial(keys, SHAPE, Level(levels.alpha[0], levels.sigma[0])), levels, denoise, solver)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_an_image_is_the_same_in_any_batch(solver, denoise):
+    four = images([0, 1, 2, 3], denoise, solver)
+    assert jnp.unique(four[:, 0, 0, 0]).size == 4
+    assert jnp.allclose(images([0, 1, 2], denoise, solver), four[:3], atol=1e-6)
+    assert jnp.allclose(images([2], denoise, solver), four[2:3], atol=1e-6)
+    assert jnp.allclose(images([3, 1], denoise, solver), four[jnp.array([3, 1])], atol=1e-6)
+
+
+def test_an_image_is_the_same_on_any_number_of_devices(denoise):
+    mesh = jax.make_mesh((8,), ("data",))
+    keys, levels = image_keys(3, jnp.arange(16)), levels_of(4)
+
+    def run(keys):
+        start = Level(levels.alpha[0], levels.sigma[0])
+        return sample(keys, initial(keys, SHAPE, start), levels, denoise, DDIM(1.0))
+
+    sharded = jax.jit(run)(jax.device_put(keys, NamedSharding(mesh, PartitionSpec("data"))))
+    assert len(sharded.sharding.device_set) == 8
+    assert jnp.allclose(jax.jit(run)(keys), np.asarray(sharded), atol=1e-6)
+
+
+def test_seeds_make_different_images(denoise):
+    assert not jnp.allclose(images([0], denoise, DDIM(), seed=1), images([0], denoise, DDIM(), seed=2))
+
+
+def test_noise_is_standard_and_never_used_twice():
+    keys = image_keys(0, jnp.arange(64))
+    one = Level(jnp.ones(()), jnp.float32(1.0))
+
+    class Recorder:
+        """A solver whose x is its step's own noise."""
+
+        def init(self, x, levels):
+            return None
+
+        def step(self, keys, x, state, cur, nxt, denoise):
+            return normal(keys, x.shape[1:]), None
+
+        def nfe(self, num_steps):
+            return 0
+
+    start = initial(keys, (8, 8, 1), one)
+    steps = trajectory(keys, start, levels_of(3), lambda x, cur, nxt: None, Recorder())
+    draws = jnp.stack([start.ravel(), *(s.ravel() for s in steps)])
+    assert abs(draws.mean()) < 0.04 and abs(draws.std() - 1) < 0.04
+    correlations = jnp.corrcoef(draws) - jnp.eye(4)
+    assert jnp.abs(correlations).max() < 5 / 64  # five standard errors of 4096 draws
+    # Neighbouring images' noise too.
+    assert jnp.abs(jnp.corrcoef(start[:8].reshape(8, -1)) - jnp.eye(8)).max() < 5 / 8
+    assert jnp.allclose(initial(keys, (8, 8, 1), Level(one.alpha, jnp.float32(80.0))), 80 * start)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_network_calls_are_counted_and_never_at_sigma_0(solver, denoise):
+    seen = []
+
+    def counted(x, cur, nxt):
+        jax.debug.callback(lambda sigma: seen.append(float(sigma)), cur.sigma)
+        return denoise(x, cur, nxt)
+
+    for num_steps in (1, 5):
+        seen.clear()
+        jax.block_until_ready(images([0, 1], counted, solver, num_steps))
+        jax.effects_barrier()
+        assert len(seen) == solver.nfe(num_steps)
+        assert min(seen) > 0
+    assert solver.nfe(5) == (9 if isinstance(solver, Heun) else 5)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_jit_changes_nothing(solver, denoise):
+    jitted = jax.jit(lambda i: images(i, denoise, solver, 3))(jnp.arange(2))
+    with jax.disable_jit():
+        plain = images(jnp.arange(2), denoise, solver, 3)
+    assert jnp.allclose(jitted, plain, atol=1e-5)
+
+
+def test_a_sweep_compiles_once(closed_form):
+    prediction, path = predictions.V(), paths.Linear()
+
+    def apply(params, x, cur, nxt, cond, key=None):
+        data = closed_form.normal(0.0, 0.5)
+        data = data._replace(means=params["means"][cond["label"]][:, None, None, None, None])
+        return closed_form.network(prediction, data)(params, x, cur, nxt, cond)
+
+    @jax.jit
+    def run(params, seed, indices, levels, label, scale, x_scale):
+        keys = image_keys(seed, indices)
+        x = x_scale * initial(keys, SHAPE, Level(levels.alpha[0], levels.sigma[0]))
+        both = pair(apply, params, prediction, {"label": label})
+        return sample(keys, x, levels, guided(both, cfg(scale)), Heun())
+
+    params = {"means": jnp.array([0.5, -0.5, 0.0])}
+    ends = []
+    for seed, first, start, label, scale in [(0, 0, 1.0, 0, 1.0), (1, 4, 0.9, 1, 3.0), (2, 8, 0.8, -1, 0.0)]:
+        levels = grids.UniformT(start=start)(path, 6)
+        label = jnp.full(4, label, jnp.int32)
+        ends.append(run(params, seed, first + jnp.arange(4), levels, label, scale, 1.0))
+        params = {"means": params["means"] + 0.1}
+    assert run._cache_size() == 1
+    assert jnp.isfinite(jnp.stack(ends)).all() and not jnp.allclose(ends[0], ends[1])
+
+
+def test_trajectory_is_where_sampling_passes(denoise):
+    keys, levels = image_keys(0, jnp.arange(2)), levels_of(5)
+    x = initial(keys, SHAPE, Level(levels.alpha[0], levels.sigma[0]))
+    xs = trajectory(keys, x, levels, denoise, DDIM(0.5))
+    assert xs.shape == (5, 2, *SHAPE)
+    for i in (1, 3, 5):
+        part = Level(levels.alpha[: i + 1], levels.sigma[: i + 1])
+        assert jnp.allclose(xs[i - 1], sample(keys, x, part, denoise, DDIM(0.5)), atol=1e-6)
+
+
+def test_sample_keeps_no_trajectory(denoise):
+    keys, levels = image_keys(0, jnp.arange(2)), levels_of(5)
+    x = jnp.zeros((2, *SHAPE))
+
+    def scanned(function):
+        jaxpr = jax.make_jaxpr(lambda keys: function(keys, x, levels, denoise, DPMSolverPP2M()))(keys)
+        (scan,) = (e for e in jaxpr.eqns if e.primitive.name == "scan")
+        return {v.aval.shape for v in scan.outvars}
+
+    assert (5, 2, *SHAPE) in scanned(trajectory)
+    assert (5, 2, *SHAPE) not in scanned(sample)
+
+
+def test_denoiser_gives_networks_levels_per_image_and_drops_the_variance(closed_form):
+    exact = closed_form.network(predictions.Flow(), closed_form.normal(0.3, 0.5))
+
+    def apply(params, x, cur, nxt, cond, key=None):
+        out = exact(params, x, cur, nxt, cond, key)  # checks that levels are per image
+        assert nxt.alpha.shape == (3,) and cond["label"].shape == (3,)
+        return jnp.concatenate([out, jnp.full_like(out, jnp.nan)], axis=-1)
+
+    x = jnp.linspace(-1, 1, 24).reshape(3, 2, 2, 2)
+    cond = {"label": jnp.zeros(3, jnp.int32)}
+    cur, nxt = Level(jnp.float32(0.6), jnp.float32(0.8)), Level(jnp.ones(()), jnp.zeros(()))
+    got = denoiser(apply, {}, predictions.Flow(), cond)(x, cur, nxt)
+    want = closed_form.denoiser(closed_form.normal(0.3, 0.5))(x, cur, nxt)
+    assert jnp.allclose(got.x0, want.x0, atol=1e-5) and jnp.allclose(got.eps, want.eps, atol=1e-5)

@@ -1,0 +1,179 @@
+"""Solvers against other spellings of the same step: Euler's, the papers' algorithms, DDPM with its betas."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.core import gaussian, grids, paths
+from jaxdiff.core.types import Level
+from jaxdiff.sampling.ddim import DDIM
+from jaxdiff.sampling.dpm_solver import DPMSolverPP2M
+from jaxdiff.sampling.heun import Heun
+from jaxdiff.sampling.sample import image_keys, normal_like, sample
+from jaxdiff.sampling.solver import Solver
+
+
+@pytest.fixture(scope="module")
+def denoise(closed_form):
+    return closed_form.denoiser(closed_form.Mixture(jnp.array([-0.6, 0.5]), jnp.float32(0.3), jnp.array([0.4, 0.6])))
+
+
+KEYS = image_keys
+
+
+def start(b=64):
+    return jnp.linspace(-2, 2, b).reshape(b, 1, 1, 1), image_keys(0, jnp.arange(b))
+
+
+def step_noise(keys, x, number):
+    """The noise of step `number` = 1, 2, ... as `sample` documents it."""
+    return normal_like(jax.vmap(lambda key: jax.random.fold_in(key, number))(keys), x)
+
+
+def test_ddim_is_euler_in_sigma(denoise):
+    levels = grids.Karras(0.02, 10.0)(paths.Sigma(), 12)
+    z, keys = start()
+    x = 10.0 * z
+    for s, t in zip(levels.sigma[:-1], levels.sigma[1:], strict=True):
+        at = Level(jnp.ones(()), s)
+        x = x + (t - s) * (x - denoise(x, at, at).x0) / s
+    assert jnp.allclose(sample(keys, 10.0 * z, levels, denoise, DDIM()), x, atol=1e-5)
+
+
+def test_ddim_is_euler_in_flow_time(denoise):
+    z, keys = start()
+    levels, x = grids.UniformT()(paths.Linear(), 12), z
+    for i in range(12):
+        t = jnp.float32(1 - i / 12)
+        at = Level(1 - t, t)
+        x0, eps = denoise(x, at, at)
+        x = x - (eps - x0) / 12
+    assert jnp.allclose(sample(keys, z, levels, denoise, DDIM()), x, atol=1e-5)
+
+
+@pytest.mark.parametrize("betas", [paths.LinearBetas(), paths.CosineBetas()])
+def test_ddim_with_eta_1_is_ddpms_posterior(betas, denoise):
+    # Every step of a chain of 100, as arXiv:2006.11239, Eq. 6-7 write it.
+    n = 100
+    beta = betas(n)
+    alpha_bar = np.concatenate([[1.0], np.cumprod(1 - beta)])
+    levels = paths.DiscreteVP(n, betas)(jnp.arange(n + 1.0))
+    z, keys = start(16)
+    at = jax.jit(lambda cur, nxt: DDIM(eta=1.0).step(keys, z, None, cur, nxt, denoise)[0])
+    noise = np.asarray(normal_like(keys, z), np.float64)
+    for k in (1, 2, 3, 50, 99, 100):
+        cur, nxt = (Level(levels.alpha[i], levels.sigma[i]) for i in (k, k - 1))
+        x0, x = np.asarray(denoise(z, cur, nxt).x0, np.float64), np.asarray(z, np.float64)
+        mean = (
+            np.sqrt(alpha_bar[k - 1]) * beta[k - 1] * x0 + np.sqrt(1 - beta[k - 1]) * (1 - alpha_bar[k - 1]) * x
+        ) / (1 - alpha_bar[k])
+        variance = (1 - alpha_bar[k - 1]) / (1 - alpha_bar[k]) * beta[k - 1]
+        np.testing.assert_allclose(at(cur, nxt), mean + np.sqrt(variance) * noise, atol=1e-4)
+
+
+def test_heun_is_edms_algorithm_2(denoise):
+    churn, low, high, s_noise, n = 3.0, 0.1, 5.0, 1.01, 10
+    levels = grids.Karras(0.02, 10.0)(paths.Sigma(), n)
+    z, keys = start()
+    x, t = 10.0 * z, np.asarray(levels.sigma)
+    slopes, churned = 0, 0
+    for i in range(n):
+        gamma = min(churn / n, math.sqrt(2) - 1) if low <= t[i] <= high else 0.0
+        t_hat = jnp.float32(t[i] + gamma * t[i])
+        x_hat = x + jnp.sqrt(t_hat**2 - t[i] ** 2) * s_noise * step_noise(keys, x, i + 1) if gamma else x
+        at = Level(jnp.ones(()), t_hat)
+        d = (x_hat - denoise(x_hat, at, at).x0) / t_hat
+        x = x_hat + (t[i + 1] - t_hat) * d
+        if t[i + 1] > 0:
+            at = Level(jnp.ones(()), jnp.float32(t[i + 1]))
+            x = x_hat + (t[i + 1] - t_hat) * (0.5 * d + 0.5 * (x - denoise(x, at, at).x0) / t[i + 1])
+            slopes += 1
+        churned += gamma > 0
+    assert slopes == n - 1 and 0 < churned < n
+    solver = Heun(churn, low, high, s_noise, paths.Sigma())
+    assert jnp.allclose(sample(keys, 10.0 * z, levels, denoise, solver), x, atol=1e-4)
+    # gamma is capped: any larger churn is the same.
+    capped = [sample(keys, z, levels, denoise, Heun(c, path=paths.Sigma())) for c in (5.0, 50.0)]
+    assert jnp.allclose(*capped) and not jnp.allclose(capped[0], sample(keys, z, levels, denoise, Heun()))
+
+
+def test_2m_is_algorithm_2_of_dpm_solver_pp(denoise):
+    n = 10
+    levels = grids.UniformLogSNR(start=0.9)(paths.LinearVP(), n)
+    z, keys = start()
+    alpha, sigma = (np.asarray(v, np.float64) for v in levels)
+    lam = np.log(alpha[:-1] / sigma[:-1])
+    x, previous = z, None
+    for i in range(1, n):
+        at = Level(levels.alpha[i - 1], levels.sigma[i - 1])
+        x0 = denoise(x, at, at).x0
+        h = lam[i] - lam[i - 1]
+        if previous is None:
+            d = x0
+        else:
+            r = (lam[i - 1] - lam[i - 2]) / h
+            d = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * previous
+        x = sigma[i] / sigma[i - 1] * x - alpha[i] * np.expm1(-h) * d
+        previous = x0
+    at = Level(levels.alpha[n - 1], levels.sigma[n - 1])
+    x = denoise(x, at, at).x0
+    assert jnp.allclose(sample(keys, z, levels, denoise, DPMSolverPP2M()), x, atol=1e-4)
+
+
+def test_2m_passes_over_a_repeated_level(denoise):
+    levels = grids.UniformLogSNR(start=0.9)(paths.LinearVP(), 10)
+    twice = Level(*(jnp.insert(v, 4, v[4]) for v in levels))
+    z, keys = start()
+    assert jnp.allclose(
+        sample(keys, z, twice, denoise, DPMSolverPP2M()), sample(keys, z, levels, denoise, DPMSolverPP2M()), atol=0.1
+    )
+
+
+def test_ddim_inversion_returns(closed_form, denoise):
+    # Rising levels find the noise of an image; falling ones make the image again.
+    levels = grids.Karras(0.02, 10.0)(paths.Linear(), 400)
+    down = Level(levels.alpha[:-1], levels.sigma[:-1])
+    up = Level(down.alpha[::-1], down.sigma[::-1])
+    z, keys = start()
+    run = jax.jit(lambda x, levels: sample(keys, x, levels, denoise, DDIM()))
+    x = 0.4 * z
+    noise = run(x, up)
+    assert jnp.abs(noise - x).max() > 0.5
+    assert jnp.abs(run(noise, down) - x).max() < 0.01
+    # And for a normal the noise is the closed form's.
+    data = closed_form.normal(0.3, 0.5)
+    x = closed_form.marginal(data, closed_form.first(up), z)
+    noise = jax.jit(sample, static_argnums=(3, 4))(keys, x, up, closed_form.denoiser(data), DDIM())
+    assert jnp.allclose(noise, closed_form.marginal(data, closed_form.first(down), z), atol=0.05)
+
+
+def test_eta_has_no_noise_on_rising_levels(denoise):
+    z, keys = start()
+    cur, nxt = (Level(jnp.float32(a), jnp.float32(s)) for a, s in ((0.8, 0.6), (0.6, 0.8)))
+    a, b = (DDIM(eta).step(keys, z, None, cur, nxt, denoise)[0] for eta in (0.0, 1.0))
+    assert jnp.array_equal(a, b)
+
+
+def test_one_step_to_the_end_is_x0(denoise):
+    z, keys = start()
+    levels = Level(jnp.array([0.6, 1.0]), jnp.array([0.8, 0.0]))
+    at = Level(levels.alpha[0], levels.sigma[0])
+    for solver in (DDIM(), DDIM(1.0), Heun(), DPMSolverPP2M()):
+        assert jnp.allclose(sample(keys, z, levels, denoise, solver), denoise(z, at, at).x0)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: DDIM(1.5), lambda: DDIM(-0.1), lambda: Heun(churn=-1.0), lambda: Heun(churn=1.0)]
+)
+def test_bad_settings_are_refused(make):
+    with pytest.raises(ValueError, match=r"(eta|churn) = "):
+        make()
+
+
+def test_solvers_are_solvers():
+    assert all(isinstance(s, Solver) for s in (DDIM(), Heun(), DPMSolverPP2M()))
+    level = Level(jnp.float32(0.6), jnp.float32(0.8))
+    assert gaussian.snr(level) > 0
