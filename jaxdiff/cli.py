@@ -28,7 +28,7 @@ def parse(cls: type[T], prog: str, args: Sequence[str], default: T | None = None
     try:
         with contextlib.redirect_stderr(errors):
             options = {} if default is None else {"default": default}
-            config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+            config = (tyro.conf.AvoidSubcommands,)
             return tyro.cli(
                 cls, prog=prog, args=list(args), description=description, config=config, **options
             )

@@ -13,8 +13,8 @@ import tyro
 
 from jaxdiff.core import grids, paths, predictions, times, weights
 from jaxdiff.data import Data
-#TMP from jaxdiff.networks.dit import DiT
-#TMP from jaxdiff.networks.schedule import LearnedSchedule
+from jaxdiff.networks.dit import DiT
+from jaxdiff.networks.schedule import LearnedSchedule
 from jaxdiff.networks.unet import UNet
 from jaxdiff.objectives.denoising import Denoising
 from jaxdiff.objectives.hybrid import Hybrid
@@ -52,7 +52,7 @@ class Config:
 
     data: Data
     """What is learned from."""
-    network: UNet
+    network: UNet | DiT
     """The network."""
     objective: Annotated[Denoising | Hybrid | VDM, tyro.conf.arg(name="")]
     """What a training step minimises."""
@@ -110,7 +110,7 @@ VOCABULARY: Mapping[str, type] = {
         *get_args(weights.AnyWeight),
         *get_args(grids.AnyGrid),
         *get_args(AnySolver),
-        *(UNet, Denoising, Hybrid, VDM),
+        *(UNet, DiT, LearnedSchedule, Denoising, Hybrid, VDM),
         *(optimisers.Optim, optimisers.AdamW, optimisers.Lion, optimisers.SGD),
         *(optimisers.Constant, optimisers.CosineDecay, optimisers.InverseSqrt),
         *(Decay, Power, Data, Sampling, Config),

@@ -18,11 +18,9 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import json
 import logging
 import os
 import shutil
-import zlib
 from collections.abc import Collection, Iterator
 from typing import Any, TypeVar
 
@@ -33,7 +31,7 @@ from jaxtyping import PyTree
 
 from jaxdiff.core.types import Params
 from jaxdiff.training import ema
-from jaxdiff.training.workdir import Json, write_json
+from jaxdiff.training.workdir import FINGERPRINTS, Json, find_damage, write_fingerprints
 
 State = TypeVar("State", bound=tuple)
 """A NamedTuple of pytrees of arrays, among its fields `params` and `ema` (a tuple of averages)."""
@@ -161,7 +159,7 @@ def open_checkpoints(workdir: epath.PathLike, keep: int = 3, keep_every: int | N
     root = epath.Path(workdir).absolute()
 
     def manager(name: str, policy: policies.PreservationPolicy) -> ocp.CheckpointManager:
-        sign = ocp.AsyncOptions(post_finalization_callback=functools.partial(_write_files, root / name))
+        sign = ocp.AsyncOptions(post_finalization_callback=functools.partial(_write_fingerprints, root / name))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy, cleanup_tmp_directories=True, async_options=sign
         )
@@ -278,45 +276,23 @@ def _read(folder: epath.Path, abstract: PyTree | None = None) -> PyTree:
 
 @contextlib.contextmanager
 def _reading(folder: epath.Path) -> Iterator[None]:
-    """Whatever is wrong with the files of an item becomes one line."""
+    """Damage becomes one line; what else goes wrong (no memory for the arrays, say) is not taken for damage."""
+    damage = find_damage(folder)
+    if damage:
+        raise DamagedError(f"{folder} is damaged: {damage}")
     try:
-        _check_files(folder)
         yield
     except Exception as error:
-        raise DamagedError(f"{folder} is damaged ({_reason(error)})") from error
+        if (folder.parent / FINGERPRINTS).exists():
+            raise
+        raise DamagedError(f"{folder} is damaged or incomplete ({_reason(error)})") from error
 
 
-def _write_files(root: epath.Path) -> None:
+def _write_fingerprints(root: epath.Path) -> None:
     """Orbax calls this when all files of a checkpoint are written, before the folder gets its final name."""
     for folder in root.iterdir():
         if folder.is_dir() and not folder.name.isdigit():
-            files = {str(p.relative_to(folder)): _fingerprint(p) for p in _walk(folder)}
-            write_json(folder / "files.json", files)
-
-
-def _walk(folder: epath.Path) -> Iterator[epath.Path]:
-    for p in sorted(folder.iterdir()):
-        if p.is_dir():
-            yield from _walk(p)
-        else:
-            yield p
-
-
-def _check_files(folder: epath.Path) -> None:
-    """Without `files.json` (some object stores cannot have it) it is left to Orbax to find what is missing."""
-    listed = folder.parent / "files.json"
-    for name, fingerprint in json.loads(listed.read_text()).items() if listed.exists() else ():
-        if name.startswith(folder.name + "/") and _fingerprint(folder.parent / name) != fingerprint:
-            raise ValueError(f"{name} is not what was written")
-
-
-def _fingerprint(file: epath.Path) -> list[int]:
-    """Size and CRC-32."""
-    size = crc = 0
-    with file.open("rb") as f:
-        while part := f.read(1 << 20):
-            size, crc = size + len(part), zlib.crc32(part, crc)
-    return [size, crc]
+            write_fingerprints(folder)
 
 
 def _save(manager: ocp.CheckpointManager, step: int, items: dict[str, PyTree], record: Json | None) -> None:

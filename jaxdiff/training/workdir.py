@@ -1,6 +1,7 @@
-"""The folder of a run: new, the same run again, or somebody else's; and its config."""
+"""The folder of a run: new, the same run again, or somebody else's; its config; and files that stay as written."""
 
 import json
+import zlib
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -11,6 +12,9 @@ import jaxdiff
 
 Json = dict[str, Any]
 """What `json.dumps` takes."""
+
+FINGERPRINTS = "files.json"
+"""Size and CRC-32 of the files of a folder, by their names in it."""
 
 
 def prepare_workdir(
@@ -94,10 +98,9 @@ def _short(value: Any) -> str:
 
 def _differences(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any, bool]]:
     """(dotted name, old, new, can a flag set it) of the topmost values that differ: types before numbers."""
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        # Tuples of dataclasses are numbered, tuples of numbers are one value.
-        if any(isinstance(v, dict) for v in old + new):
-            old, new = ({str(i): v for i, v in enumerate(x)} for x in (old, new))
+    lists = isinstance(old, list) and isinstance(new, list) and len(old) == len(new)
+    if lists and any(isinstance(v, dict) for v in old + new):  # a tuple of numbers is one value
+        old, new = ({str(i): v for i, v in enumerate(x)} for x in (old, new))
     if isinstance(old, dict) and isinstance(new, dict) and old.get("type") == new.get("type"):
         for key in sorted(old.keys() | new.keys()):
             yield from _differences(f"{name}.{key}" if name else key, old.get(key), new.get(key))
@@ -110,3 +113,44 @@ def write_json(file: epath.Path, content: Json) -> None:
     part = file.parent / f".{file.name}.part"
     part.write_text(json.dumps(content, indent=1))
     part.replace(file)
+
+
+def write_fingerprints(folder: epath.Path) -> None:
+    """Notes the files below the folder, for `find_damage`."""
+    files = {str(p.relative_to(folder)): _fingerprint(p) for p in _walk(folder)}
+    write_json(folder / FINGERPRINTS, files)
+
+
+def find_damage(folder: epath.Path) -> str | None:
+    """What is wrong with the files of an item, one folder below the one with the fingerprints; None without any."""
+    listed = folder.parent / FINGERPRINTS
+    if not listed.exists():
+        return None
+    try:
+        files = json.loads(listed.read_text())
+    except ValueError:
+        return f"{listed.name} cannot be read"
+    for name, (size, crc) in files.items():
+        if name.startswith(folder.name + "/"):
+            file = folder.parent / name
+            if not file.exists():
+                return f"{name} is missing"
+            if _fingerprint(file) != [size, crc]:
+                return f"{name} is not what was written (it had {size:,} bytes)"
+    return None
+
+
+def _walk(folder: epath.Path) -> Iterator[epath.Path]:
+    for p in sorted(folder.iterdir()):
+        if p.is_dir():
+            yield from _walk(p)
+        else:
+            yield p
+
+
+def _fingerprint(file: epath.Path) -> list[int]:
+    size = crc = 0
+    with file.open("rb") as f:
+        while part := f.read(1 << 20):
+            size, crc = size + len(part), zlib.crc32(part, crc)
+    return [size, crc]
