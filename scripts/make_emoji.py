@@ -58,24 +58,20 @@ def on_white(path: Path) -> np.ndarray:
 
 
 def build(google: Path, names: dict[str, str]) -> dict[str, np.ndarray]:
-    """The arrays of the set. A picture that two emoji share is kept for the first of them."""
+    """The arrays of the set, in Unicode's order. Of emoji that share a picture the oldest is kept, so that the
+    tricolour is the flag of France and not of Clipperton Island."""
     entries = json.loads((google / "emoji.json").read_text(encoding="utf-8"))
-    entries = sorted((e for e in entries if e["has_img_google"]), key=lambda e: e["sort_order"])
-    seen: set[bytes] = set()
-    images, text, category = [], [], []
-    for entry in entries:
+    entries = [entry for entry in entries if entry["has_img_google"]]
+    kept: dict[bytes, tuple[dict, np.ndarray]] = {}
+    for entry in sorted(entries, key=lambda e: (float(e["added_in"]), e["sort_order"])):
         image = on_white(google / "img" / "google" / "64" / entry["image"])
-        if image.tobytes() in seen:
-            continue
-        seen.add(image.tobytes())
-        images.append(image)
-        text.append(names.get(hex_key(entry["unified"]), entry["name"].lower()))
-        category.append(entry["category"])
-    categories = sorted(set(category))
+        kept.setdefault(image.tobytes(), (entry, image))
+    chosen = sorted(kept.values(), key=lambda pair: pair[0]["sort_order"])
+    categories = sorted({entry["category"] for entry, _ in chosen})
     return {
-        "images": np.stack(images),
-        "text": np.array(text),
-        "label": np.array([categories.index(c) for c in category], np.uint8),
+        "images": np.stack([image for _, image in chosen]),
+        "text": np.array([names.get(hex_key(entry["unified"]), entry["name"].lower()) for entry, _ in chosen]),
+        "label": np.array([categories.index(entry["category"]) for entry, _ in chosen], np.uint8),
         "categories": np.array(categories),
     }
 

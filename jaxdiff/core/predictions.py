@@ -34,13 +34,15 @@ class Angle:
 
 @dataclasses.dataclass(frozen=True)
 class LogRatio:
-    """Feeds the network scale * log(sigma / alpha). Infinite at either end of a path that reaches it."""
+    """Feeds the network scale * log(sigma / alpha) + offset. Infinite at either end of a path that reaches it."""
 
     scale: float = 0.25
     """EDM's c_noise has 1/4 (arXiv:2206.00364, Table 1); VE nets take log(sigma) itself."""
+    offset: float = 0.0
+    """Added."""
 
     def __call__(self, level: Level) -> Scalar:
-        return self.scale * (jnp.log(level.sigma) - jnp.log(level.alpha))
+        return self.scale * (jnp.log(level.sigma) - jnp.log(level.alpha)) + self.offset
 
 
 @dataclasses.dataclass(frozen=True)

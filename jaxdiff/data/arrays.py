@@ -45,9 +45,7 @@ def open_emoji(category: str | None = None, split: str = "train") -> ArraySource
         return ArraySource("emoji", images, label, categories, tuple(text))
     slugs = [slug(name) for name in categories]
     if category not in slugs:
-        raise ValueError(
-            f"--data.source emoji:{category} is unknown, allowed after emoji: are {', '.join(slugs)}"
-        )
+        raise ValueError(f"--data.source emoji:{category} is unknown, allowed after emoji: are {', '.join(slugs)}")
     chosen = np.flatnonzero(label == slugs.index(category))
     return ArraySource(f"emoji:{category}", images[chosen], text=tuple(text[i] for i in chosen))
 
@@ -74,9 +72,7 @@ def open_npz(path: Path, split: str) -> ArraySource:
     if split not in splits:
         raise ValueError(f"--data.split {split} is not in {path}, which has {', '.join(splits)}")
     prefix = "" if "images" in _names(path) else f"{split}_"
-    fields = _read(
-        path, [f"{prefix}{name}" for name in ("images", "label", "labels", "text")] + ["categories"]
-    )
+    fields = _read(path, [f"{prefix}{name}" for name in ("images", "label", "labels", "text")] + ["categories"])
     images = _images(fields[f"{prefix}images"], path)
     label = fields.get(f"{prefix}label", fields.get(f"{prefix}labels"))
     label, names = _labels(label, fields.get("categories"), len(images), path)

@@ -108,9 +108,7 @@ def transform(image: UInt8[np.ndarray, "h w c"], warp: Warp) -> UInt8[np.ndarray
     padded = np.pad(image, ((pad_y, pad_y), (pad_x, pad_x), (0, 0)), mode="reflect")
     picture = Image.fromarray(padded[..., 0] if channels == 1 else padded)
     rows = np.column_stack([inverse, offset + np.array([pad_x, pad_y])])
-    moved = picture.transform(
-        (width, height), Image.Transform.AFFINE, rows.ravel().tolist(), Image.Resampling.BICUBIC
-    )
+    moved = picture.transform((width, height), Image.Transform.AFFINE, rows.ravel().tolist(), Image.Resampling.BICUBIC)
     return np.asarray(moved).reshape(image.shape)
 
 

@@ -148,9 +148,7 @@ def _listing(path: Path) -> Listing:
         names = [info.filename for info in archive.file().infolist() if not info.is_dir()]
     else:
         names = [
-            (Path(folder) / file).relative_to(path).as_posix()
-            for folder, _, files in os.walk(path)
-            for file in files
+            (Path(folder) / file).relative_to(path).as_posix() for folder, _, files in os.walk(path) for file in files
         ]
     hidden = (".", "__MACOSX")
     files = sorted(n for n in names if not any(part.startswith(hidden) for part in n.split("/")))
@@ -195,9 +193,7 @@ def _from_metadata(listing: Listing) -> FileSource:
     if not files:
         raise ValueError(f"{where} lists no images (--data.source)")
     label, names = _labels(labels, str(where))
-    return FileSource(
-        listing.path, tuple(files), label, names, tuple(text) if any(text) else (), listing.archive
-    )
+    return FileSource(listing.path, tuple(files), label, names, tuple(text) if any(text) else (), listing.archive)
 
 
 class Entry(NamedTuple):
@@ -226,9 +222,7 @@ def _entry(line: str, where: str) -> Entry:
     return Entry(entry["file_name"], label, text or "")
 
 
-def _labels(
-    labels: list[str | int | None], where: str
-) -> tuple[Int32[np.ndarray, " n"] | None, tuple[str, ...]]:
+def _labels(labels: list[str | int | None], where: str) -> tuple[Int32[np.ndarray, " n"] | None, tuple[str, ...]]:
     """Labels as numbers, and the names of the classes: sorted strings, or the numbers themselves."""
     if all(label is None for label in labels):
         return None, ()

@@ -26,9 +26,7 @@ class BrokenImageError(ValueError):
 def broken(name: str, error: Exception) -> BrokenImageError:
     """The error for the file `name`, with what Pillow or the system said of it."""
     reason = "not an image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
-    return BrokenImageError(
-        f"{name} cannot be read ({reason}): remove it, or skip such files with --data.skip-broken"
-    )
+    return BrokenImageError(f"{name} cannot be read ({reason}): remove it, or skip such files with --data.skip-broken")
 
 
 def decode(encoded: bytes, name: str) -> UInt8[np.ndarray, "h w c"]:

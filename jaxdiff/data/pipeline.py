@@ -8,7 +8,7 @@ before it.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import NotRequired, Self, TypedDict
+from typing import NotRequired, TypedDict
 
 import grain
 import numpy as np
@@ -62,7 +62,7 @@ class Batches:
         self.dataset, self.pictures, self.workers, self.step = dataset, pictures, workers, start
         self.reader: grain.DatasetIterator | None = None
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "Batches":
         return self
 
     def __next__(self) -> Batch:
@@ -169,9 +169,7 @@ def read_ahead(dataset: grain.MapDataset, workers: int) -> grain.DatasetIterator
 def check_rows(batch_size: int, process_index: int, process_count: int) -> None:
     """Raises ValueError unless `process_count` processes share a batch evenly."""
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
-            f"--batch-size must be a positive multiple of the {process_count} processes, got {batch_size}"
-        )
+        raise ValueError(f"--batch-size must be a positive multiple of the {process_count} processes, got {batch_size}")
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index must be in 0..{process_count - 1}, got {process_index}")
 

@@ -72,9 +72,7 @@ def open_tfds(spec: str, split: str) -> TFDSSource:
     label = _pick(kinds, ("label",), tfds.features.ClassLabel)
     text = _pick(kinds, ("text", "caption"), tfds.features.Text)
     if image is None:
-        raise ValueError(
-            f"--data.source tfds:{spec} has no image feature, its features are {', '.join(kinds)}"
-        )
+        raise ValueError(f"--data.source tfds:{spec} has no image feature, its features are {', '.join(kinds)}")
     decoders = {image: tfds.decode.SkipDecoding()}
     try:
         records = builder.as_data_source(split, decoders=decoders)  # pyright: ignore[reportCallIssue]

@@ -1,5 +1,7 @@
 """The contact between networks and the rest: an `ApplyFn`, and initial parameters."""
 
+from typing import cast
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -27,9 +29,9 @@ def apply_fn(network: nn.Module, prediction: Prediction) -> ApplyFn:
         cur = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, x.shape[:1]), cur)
         inputs = expand(prediction.c_in(cur), x) * x
         rngs = None if key is None else {"dropout": key}
-        return network.apply(
-            {"params": params}, inputs, prediction.c_noise(cur), cond, train=key is not None, rngs=rngs
-        )
+        noise = prediction.c_noise(cur)
+        out = network.apply({"params": params}, inputs, noise, cond, train=key is not None, rngs=rngs)
+        return cast(Array, out)
 
     return apply
 

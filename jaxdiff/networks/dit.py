@@ -77,7 +77,8 @@ class DiT(nn.Module):
         h = self._blocks(rows, cols, train)(h, emb)[0]
 
         mod = dense(2 * self.width, "float32", 0.0, "modulation_out")(emb)
-        h = modulated_norm(h.astype(jnp.float32), *jnp.split(mod, 2, axis=-1))
+        shift, scale = jnp.split(mod, 2, axis=-1)
+        h = modulated_norm(h.astype(jnp.float32), shift, scale)
         out_channels = c * (2 if self.learned_variance else 1)
         h = dense(out_channels * self.patch**2, "float32", 0.0, "out")(h)
         return depth_to_space(h.reshape(b, rows, cols, -1), self.patch)
@@ -94,7 +95,6 @@ class DiT(nn.Module):
 
     def _blocks(self, rows: int, cols: int, train: bool) -> nn.Module:
         policies = {
-            "none": jax.checkpoint_policies.everything_saveable,
             "dots": jax.checkpoint_policies.dots_saveable,
             "full": jax.checkpoint_policies.nothing_saveable,
         }
@@ -105,7 +105,7 @@ class DiT(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
+            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=self.depth,
         )
         grid = (rows, cols) if self.positions == "rotary" else None

@@ -9,11 +9,12 @@ time, only its variance. Source: arXiv:2107.00630, Sec. 4 and App. H.
 """
 
 import dataclasses
+from typing import cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxdiff.core.types import Level, Params, Path
 
@@ -92,16 +93,17 @@ class SchedulePath:
 
     def __call__(self, t: Float[Array, "*b"]) -> Level:
         """The level at ``t`` in [0, 1]."""
-        return self.schedule.apply({"params": self.params}, t)
+        return cast(Level, self.schedule.apply({"params": self.params}, t))
 
     def invert(self, ratio: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """The time at which ``sigma / alpha = ratio``, by bisection; 0 or 1 outside the schedule's ends."""
         gamma = 2 * jnp.log(ratio)
 
-        def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        def halve(_: Int[Array, ""], bounds: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = bounds
             middle = (low + high) / 2
-            below = self.schedule.apply({"params": self.params}, middle, method="gamma") < gamma
+            here = self.schedule.apply({"params": self.params}, middle, method="gamma")
+            below = cast(Array, here) < gamma
             return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
         bounds = (jnp.zeros_like(gamma), jnp.ones_like(gamma))

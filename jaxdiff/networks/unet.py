@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdiff.core.types import Cond
-from jaxdiff.networks.blocks import Attention, Downsample, ResBlock, Upsample, scaled
+from jaxdiff.networks.blocks import Attention, Downsample, Resample, ResBlock, Upsample, scaled
 from jaxdiff.networks.layers import GroupNorm, NoiseEmbedding, conv
 from jaxdiff.networks.resample import depth_to_space, downsample, smooth, space_to_depth, upsample
 
@@ -174,7 +174,7 @@ class UNet(nn.Module):
         halve = conv(features, 3, self.dtype, self.init_gain, name, stride=2, padding="VALID")
         return halve(smooth(pyramid, self.resample_taps))
 
-    def _block(self, name: str, features: int, resample: object = None, project: bool = False) -> ResBlock:
+    def _block(self, name: str, features: int, resample: Resample | None = None, project: bool = False) -> ResBlock:
         block = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
         return block(
             features,
@@ -190,12 +190,13 @@ class UNet(nn.Module):
         )
 
     def _attention(self, name: str, features: int) -> Attention:
-        heads = features // self.head_channels if self.head_channels else self.heads
-        if heads == 0 or features % heads:
+        divisor = self.head_channels or self.heads
+        if features % divisor:
             raise ValueError(
-                f"attention on {features} channels cannot be split into {heads} heads: "
-                "change --network.heads or --network.head-channels to a divisor"
+                f"attention on {features} channels needs --network.head-channels (or --network.heads) "
+                f"to divide them, and {divisor} does not"
             )
+        heads = features // divisor if self.head_channels else self.heads
         return Attention(heads, self.skip_scale, self.norm_eps, self.init_gain, self.dtype, name=name)
 
     def _with_fourier_features(self, x: Array) -> Array:

@@ -3,10 +3,24 @@
 from collections.abc import Callable, Mapping
 
 from jaxdiff.config import Config
-from jaxdiff.presets import emoji
+from jaxdiff.presets import cifar10, emoji, imagenet64
 
 PRESETS: Mapping[str, Callable[[], Config]] = {
-    preset.__name__: preset for preset in (emoji.smileys, emoji.emoji, emoji.fashion_mnist)
+    preset.__name__: preset
+    for preset in (
+        emoji.smileys,
+        emoji.emoji,
+        emoji.fashion_mnist,
+        cifar10.cifar10_ddpm,
+        cifar10.cifar10_iddpm,
+        cifar10.cifar10_vp,
+        cifar10.cifar10_ve,
+        cifar10.cifar10_vdm,
+        cifar10.cifar10_edm,
+        cifar10.cifar10_flow,
+        imagenet64.imagenet64_adm,
+        imagenet64.imagenet64_edm,
+    )
 }
 """Every preset by its name on the command line."""
 

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental.multihost_utils import sync_global_devices
 from jaxtyping import PyTree
 
 from jaxdiff.core.types import Params
@@ -98,7 +99,7 @@ class Checkpoints:
 
     def config(self, step: int) -> Json:
         """The config of the run that wrote the checkpoint. Raises: as `restore`."""
-        return _record(_folder(self.workdir, step))["config"]
+        return read_step_config(self.workdir, step)
 
     def restore(self, step: int, abstract: State) -> tuple[State, Json]:
         """The state and the position in the data at `step`, bit for bit.
@@ -114,7 +115,8 @@ class Checkpoints:
         _check_arrays(folder, record["arrays"], {name: _describe(tree) for name, tree in items.items()})
         read = {name: _read(folder / name, tree) for name, tree in items.items()}
         averages = tuple(tree for name, tree in read.items() if name.startswith("ema_"))
-        return type(abstract)(params=read["params"], ema=averages, **read["rest"]), record["data"]
+        make: Any = type(abstract)
+        return make(params=read["params"], ema=averages, **read["rest"]), record["data"]
 
     def restore_latest(self, abstract: State) -> tuple[int, State, Json] | None:
         """(step, state, data_state) of the last checkpoint that can be read; None where there is none yet.
@@ -123,22 +125,28 @@ class Checkpoints:
 
         Raises: ValueError where the checkpoint holds other arrays than `abstract`, or where all are damaged.
         """
-        found = self.steps()
-        for step in reversed(found):
+        damaged = []
+        for step in reversed(self.steps()):
             try:
-                return step, *self.restore(step, abstract)
+                state, data_state = self.restore(step, abstract)
             except DamagedError as error:
-                _log.warning("%s; moved to %s, trying the one before", error, self._set_aside(step))
-        if found:
-            raise ValueError(f"no checkpoint of {self.workdir} can be read: start in another --workdir")
+                damaged.append((step, error))
+                continue
+            for other, error in damaged:
+                _log.warning("%s; it is now %s, going on from step %d", error, self._set_aside(other), step)
+            return step, state, data_state
+        if damaged:
+            raise ValueError(f"{damaged[0][1]}, and no checkpoint before it can be read: use another --workdir")
         return None
 
     def _set_aside(self, step: int) -> epath.Path:
         folder = self.workdir / "damaged"
         target = next(p for i in range(1000) if not (p := folder / (f"{step}.{i}" if i else f"{step}")).exists())
+        sync_global_devices("all processes have read the checkpoints")
         if jax.process_index() == 0:
             folder.mkdir(exist_ok=True)
             (self.states.directory / str(step)).rename(target)
+        sync_global_devices("damaged checkpoint is out of the way")
         self.states.reload()
         return target
 
@@ -158,7 +166,7 @@ def open_checkpoints(workdir: epath.PathLike, keep: int = 3, keep_every: int | N
         policy = policies.AnyPreservationPolicy([policy, policies.EveryNSteps(keep_every)])
     root = epath.Path(workdir).absolute()
 
-    def manager(name: str, policy: policies.PreservationPolicy) -> ocp.CheckpointManager:
+    def manager(name: str, policy: ocp.checkpoint_managers.PreservationPolicy) -> ocp.CheckpointManager:
         sign = ocp.AsyncOptions(post_finalization_callback=functools.partial(_write_fingerprints, root / name))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy, cleanup_tmp_directories=True, async_options=sign
@@ -207,7 +215,7 @@ def read_posthoc(workdir: epath.PathLike, step: int, sigma_rel: float) -> tuple[
     Raises: ValueError without a snapshot at `step`, DamagedError where one cannot be read.
     """
     root = epath.Path(workdir).absolute() / "ema"
-    known = [s for s in snapshots(workdir) if s[0] <= step]
+    known = [s for s in snapshots(workdir) if 1 <= s[0] <= step]
     if not known or known[-1][0] != step:
         raise ValueError(f"{root} has no snapshot of step {step}, but {_listed(_steps(root))} (--step, --ema)")
     target = (step, sigma_rel)
@@ -269,8 +277,8 @@ def _read(folder: epath.Path, abstract: PyTree | None = None) -> PyTree:
     with _reading(folder), contextlib.closing(ocp.StandardCheckpointer()) as reader:
         if abstract is None:
             here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            stored = reader.handler.metadata(folder).tree
-            abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), stored)
+            stored: Any = reader.handler.metadata(folder)
+            abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), stored.tree)
         return reader.restore(folder, abstract)
 
 

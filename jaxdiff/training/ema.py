@@ -68,7 +68,7 @@ def gamma_of(sigma_rel: float) -> float:
     Raises: ValueError outside that range (gamma = 0 is the plain mean of the run, the longest average).
     Source: arXiv:2312.02696, Eq. 123 and Alg. 2.
     """
-    if not 0 < sigma_rel <= 12**-0.5:
+    if not 0 < sigma_rel <= 12**-0.5 * (1 + 1e-12):  # with room for the rounding of `sigma_rel_of(0)`
         raise ValueError(f"sigma_rel = {sigma_rel} must be in (0, {12**-0.5:.4f}] (--ema.sigma-rel)")
     # With u = gamma + 2: u**2 (u + 1) sigma_rel**2 = u - 1, whose three roots are real; the largest is ours.
     square = float(sigma_rel) ** -2
