@@ -116,7 +116,7 @@ def batches(
     dataset = grain.MapDataset.source(pictures).seed(seed).shuffle().repeat()
     dataset = dataset.random_map(Vary(data))
     dataset = Rows(dataset, batch_size, process_index, process_count)
-    dataset = dataset.batch(batch_size // process_count)
+    dataset = dataset.batch(batch_size // process_count, drop_remainder=True)  # there is no last batch
     return Batches(dataset, pictures, data.workers, start)
 
 

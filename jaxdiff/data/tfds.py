@@ -106,7 +106,8 @@ def _builder(spec: str) -> "tfds.core.DatasetBuilder":
         ) from error
     except ImportError as error:
         raise ValueError(
-            f"--data.source tfds:{spec} cannot be opened without {error.name}: `pip install 'jaxdiff[tfds]'`"
+            f"--data.source tfds:{spec} needs a package that is missing: `pip install 'jaxdiff[tfds]'`"
+            f" ({_one_line(error)})"
         ) from error
     except (ValueError, RuntimeError, AssertionError) as error:
         raise ValueError(f"--data.source tfds:{spec} cannot be opened ({_one_line(error)})") from error

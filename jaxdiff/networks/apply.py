@@ -40,4 +40,7 @@ def init_params(network: nn.Module, key: Key[Array, ""], image_shape: tuple[int,
     """Initial float32 parameters for images of shape ``(h, w, c)`` and conditions like the example `cond`."""
     x = jnp.zeros((1, *image_shape))
     cond = {name: leaf[:1] for name, leaf in cond.items()}
-    return jax.jit(network.init)(key, x, jnp.zeros((1,)), cond)["params"]
+    # A network is a hundred small random draws that run once: on a CPU, optimising them takes longest.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    init = jax.jit(lambda key: network.init(key, x, jnp.zeros((1,)), cond)["params"], compiler_options=options)
+    return init(key)

@@ -57,6 +57,10 @@ class LearnedSchedule(nn.Module):
             unit = (self._shape(t) - g0) / (g1 - g0)
         return self.start + jnp.abs(self.span) * unit
 
+    def path(self, params: Params) -> Path:
+        """The schedule with these parameters as a `Path` with ``t_max = 1``."""
+        return SchedulePath(self, params)
+
     def _shape(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         line = self.l1(t[..., None])
         return (line + self.l3(jax.nn.sigmoid(self.l2(line))))[..., 0]
@@ -109,8 +113,3 @@ class SchedulePath:
         bounds = (jnp.zeros_like(gamma), jnp.ones_like(gamma))
         low, high = jax.lax.fori_loop(0, self.steps, halve, bounds)
         return (low + high) / 2
-
-
-def schedule_path(schedule: LearnedSchedule, params: Params) -> Path:
-    """The schedule with these parameters as a `Path` with ``t_max = 1``."""
-    return SchedulePath(schedule, params)

@@ -23,7 +23,8 @@ from jaxdiff.core.times import AnyTimeLaw
 from jaxdiff.core.types import ApplyFn, Level, Params, Path
 from jaxdiff.objectives.base import Batch, Metrics, image_mean, noise_like
 
-ENDS = ("gamma_min", "gamma_max")
+ENDS = ("gamma_min", "gamma_span")
+"""The parameters of the schedule that the bound itself trains."""
 
 
 @runtime_checkable

@@ -1,47 +1,94 @@
 """Small runs on real images for two CPU cores: the embedded emoji, and Fashion-MNIST."""
 
+import dataclasses
+
 from jaxdiff.config import Config, Sampling
-from jaxdiff.core import grids, paths, predictions, times
+from jaxdiff.core import paths, predictions, times
 from jaxdiff.data import Data
 from jaxdiff.networks.unet import UNet
 from jaxdiff.objectives.denoising import Denoising
-from jaxdiff.sampling.ddim import DDIM
 from jaxdiff.training import ema, optim
+
+OBJECTIVE = Denoising(
+    path=paths.Linear(),
+    # EDM's output rather than the velocity: at high noise it need not copy the noise through a narrow network.
+    prediction=predictions.EDM(sigma_data=0.8, time=predictions.Angle()),
+    times=times.Stratified(times.LogNormal(0.0, 1.0)),
+)
+"""Rectified flow with logit-normal times, preconditioned; 0.8 is near the root mean square of all three sets."""
 
 
 def smileys() -> Config:
     """The quick start: 169 faces, hearts and cats at 32x32, minutes on two CPU cores."""
     return Config(
-        data=Data("emoji:smileys-emotion", size=32, flip=False),
+        data=Data("emoji:smileys-emotion", size=32),
         network=UNet(
             patch=2,
-            channels=64,
-            channel_mults=(1, 2),
-            blocks_per_level=2,
+            channels=48,
+            channel_mults=(1, 2, 2),
+            blocks_per_level=1,
             attention_resolutions=(8,),
             head_channels=32,
             scale_shift=True,
         ),
-        objective=Denoising(
-            path=paths.Linear(), prediction=predictions.Flow(), times=times.Stratified(times.LogNormal(0.0, 1.0))
-        ),
+        objective=OBJECTIVE,
         optim=optim.Optim(learning_rate=2e-3, warmup=50, decay=optim.CosineDecay(), clip=1.0),
         ema=(ema.Decay(0.999),),
-        solver=DDIM(),
-        grid=grids.UniformT(),
         sampling=Sampling(steps=50),
-        steps=1000,
-        batch_size=64,
-        save_every=250,
-        preview_every=500,
+        steps=1400,
+        batch_size=32,
+        log_every=20,
+        save_every=350,
+        preview_every=700,
     )
 
 
 def emoji() -> Config:
     """All 1,897 emoji at 32x32 by category, with guidance: an hour or two on two CPU cores."""
-    return smileys()
+    return Config(
+        data=Data("emoji", size=32),
+        network=UNet(
+            patch=2,
+            channels=64,
+            channel_mults=(1, 2, 2),
+            blocks_per_level=1,
+            attention_resolutions=(8,),
+            head_channels=32,
+            scale_shift=True,
+            num_classes=10,
+        ),
+        objective=dataclasses.replace(OBJECTIVE, drop=0.1),
+        optim=optim.Optim(learning_rate=1e-3, warmup=100, decay=optim.CosineDecay(), clip=1.0),
+        ema=(ema.Decay(0.9995),),
+        sampling=Sampling(steps=50, cfg_scale=1.5),
+        steps=6000,
+        batch_size=32,
+        save_every=250,
+        preview_every=2000,
+    )
 
 
 def fashion_mnist() -> Config:
-    """Fashion-MNIST at 28x28 by class: an hour on two CPU cores."""
-    return smileys()
+    """Fashion-MNIST at 28x28 by class: under an hour on two CPU cores."""
+    return Config(
+        data=Data("fashion_mnist", size=28, channels=1),
+        network=UNet(
+            patch=2,
+            channels=48,
+            channel_mults=(1, 2),
+            blocks_per_level=1,
+            attention_resolutions=(7,),
+            head_channels=32,
+            scale_shift=True,
+            num_classes=10,
+        ),
+        objective=dataclasses.replace(OBJECTIVE, drop=0.1),
+        optim=optim.Optim(learning_rate=1e-3, warmup=100, decay=optim.CosineDecay(), clip=1.0),
+        ema=(ema.Decay(0.999),),
+        sampling=Sampling(steps=50),
+        steps=4000,
+        batch_size=64,
+        save_every=500,
+        preview_every=2000,
+        validate_every=2000,
+    )

@@ -160,20 +160,22 @@ def open_checkpoints(workdir: epath.PathLike, keep: int = 3, keep_every: int | N
         raise ValueError(f"keep = {keep} must be at least 1 (--keep)")
     # Orbax logs what it does and what fails; failures are raised to the caller, in one line.
     logging.getLogger("absl").addFilter(_not_from_orbax)
-    policies = ocp.checkpoint_managers
-    policy = policies.LatestN(keep)
-    if keep_every:
-        policy = policies.AnyPreservationPolicy([policy, policies.EveryNSteps(keep_every)])
     root = epath.Path(workdir).absolute()
+    return Checkpoints(root, _manager(root / "checkpoints", keep, keep_every), _manager(root / "ema", None, None))
 
-    def manager(name: str, policy: ocp.checkpoint_managers.PreservationPolicy) -> ocp.CheckpointManager:
-        sign = ocp.AsyncOptions(post_finalization_callback=functools.partial(_write_fingerprints, root / name))
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy, cleanup_tmp_directories=True, async_options=sign
-        )
-        return ocp.CheckpointManager(root / name, options=options)
 
-    return Checkpoints(root, manager("checkpoints", policy), manager("ema", policies.LatestN(None)))
+def _manager(folder: epath.Path, keep: int | None, keep_every: int | None) -> ocp.CheckpointManager:
+    policy: Any = ocp.checkpoint_managers.LatestN(keep)
+    if keep_every:
+        every = ocp.checkpoint_managers.EveryNSteps(keep_every)
+        policy = ocp.checkpoint_managers.AnyPreservationPolicy([policy, every])
+    finish = functools.partial(_write_fingerprints, folder)
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policy,
+        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=finish),
+    )
+    return ocp.CheckpointManager(folder, options=options)
 
 
 def steps(workdir: epath.PathLike) -> tuple[int, ...]:

@@ -111,7 +111,7 @@ def test_the_label_belongs_to_the_image(image):
 
 
 def test_each_transformation_has_its_own_probability_and_law():
-    rng, n, p = np.random.default_rng(0), 20_000, 0.3
+    rng, n, p = np.random.default_rng(0), 8_000, 0.3
     warps = np.array([draw(rng, p) for _ in range(n)])
     on = warps != 0
     noise = 4 * 0.5 / np.sqrt(n)
@@ -121,10 +121,10 @@ def test_each_transformation_has_its_own_probability_and_law():
         assert abs(on[:, column].mean() - p) < noise
     assert (on[:, 4] == on[:, 5]).all() and (on[:, 6] == on[:, 7]).all()
     groups = on[:, [2, 3, 5, 6]].astype(float)
-    assert np.abs(np.corrcoef(groups.T) - np.eye(4)).max() < 0.04  # independent of each other
+    assert np.abs(np.corrcoef(groups.T) - np.eye(4)).max() < 0.06  # independent of each other
     for column in (2, 5, 6, 7):
         drawn = warps[on[:, column], column]
-        assert abs(drawn.mean()) < 0.06 and abs(drawn.std() - 1) < 0.05
+        assert abs(drawn.mean()) < 0.09 and abs(drawn.std() - 1) < 0.07
     for column in (3, 4):
         drawn = warps[on[:, column], column]
-        assert np.abs(drawn).max() <= np.pi and abs(drawn.std() - np.pi / np.sqrt(3)) < 0.06
+        assert np.abs(drawn).max() <= np.pi and abs(drawn.std() - np.pi / np.sqrt(3)) < 0.09

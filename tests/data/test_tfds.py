@@ -1,9 +1,8 @@
-"""Sets of TensorFlow Datasets, prepared and read in the test while TensorFlow cannot be imported."""
+"""Sets of TensorFlow Datasets, prepared and read in the test; TensorFlow is not among the tests' packages."""
 
 import json
 import pickle
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -30,13 +29,6 @@ def builder_class(name, features, examples):
         "__module__": __name__,
     }
     return type(name, (tfds.core.GeneratorBasedBuilder,), members, skip_registration=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_tensorflow():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "tensorflow", None)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +114,7 @@ def test_unknown_names_are_refused(prepared, refused):
     message = refused(ValueError, open_source, Data(f"tfds:jaxdiff_tiny:{prepared}", 6, split="train[x]"))
     assert "--data.split train[x]" in message
     message = refused(ValueError, open_source, Data(f"tfds:jaxdiff_tiny:2.0.0:{prepared}", 6))
-    assert "2.0.0" in message and "1.0.0" in message
+    assert "no set jaxdiff_tiny:2.0.0" in message
     message = refused(ValueError, open_source, Data("tfds::x", 6))
     assert "tfds:NAME" in message
 

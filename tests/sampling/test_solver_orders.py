@@ -31,24 +31,29 @@ def test_order_on_a_mixture(solver, order, run, closed_form):
         levels = grid(path, num_steps)
         start = closed_form.first(levels)
         x = jnp.hypot(0.6 * start.alpha, start.sigma) * jnp.linspace(-2, 2, 64).reshape(-1, 1, 1, 1)
-        end = jax.jit(sample, static_argnums=(3, 4))(keys, x, levels, closed_form.denoiser(data), solver)
-        off = closed_form.cdf(data, Level(jnp.ones(()), jnp.zeros(())), end) - closed_form.cdf(data, start, x)
-        errors.append(float(jnp.abs(off).mean()))
+
+        @jax.jit
+        def error(x, levels, start):
+            end = sample(keys, x, levels, closed_form.denoiser(data), solver)
+            clean = Level(jnp.ones(()), jnp.zeros(()))
+            return jnp.abs(closed_form.cdf(data, clean, end) - closed_form.cdf(data, start, x)).mean()
+
+        errors.append(float(error(x, levels, start)))
     # Four times the steps: 4 for order 1 and 16 for order 2 (more where float32 and higher terms help).
     low, high = {1: (3.6, 5.0), 2: (11.0, 35.0)}[order]
     assert low < errors[0] / errors[1] < high
 
 
 def test_euler_maruyama_has_weak_order_1(closed_form):
-    # A million draws from N(0, 0.5**2): the standard error of their variance is 0.14 %.
+    # 2**18 draws from N(0, 0.5**2): the standard error of their variance is 0.3 %.
     data = closed_form.normal(0.0, 0.5)
-    keys = image_keys(0, jnp.arange(1024))
-    z = normal(image_keys(1, jnp.arange(1024)), (32, 32, 1))
+    keys = image_keys(0, jnp.arange(256))
+    z = normal(image_keys(1, jnp.arange(256)), (32, 32, 1))
     excess = []
-    for num_steps in (16, 32):
+    for num_steps in (12, 24):
         levels = grids.Polynomial(2.0)(paths.Sigma(3.0), num_steps)
         x = closed_form.marginal(data, closed_form.first(levels), z)
         x = jax.jit(sample, static_argnums=(3, 4))(keys, x, levels, closed_form.denoiser(data), EulerMaruyama())
         excess.append(float(jnp.var(x) / 0.25 - 1))
-    assert excess[0] > 0.05
+    assert 0.1 < excess[0] < 0.5
     assert 1.8 < excess[0] / excess[1] < 2.4

@@ -1,0 +1,196 @@
+"""The levels that a sampler visits."""
+
+import functools
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.core import grids
+from jaxdiff.core.grids import Karras, Leading, Polynomial, Trailing, UniformLogSNR, UniformT
+from jaxdiff.core.paths import (
+    Cosine,
+    CosineBetas,
+    DiscreteVP,
+    GeometricVE,
+    Linear,
+    LinearVP,
+    Sigma,
+    Sigmoid,
+)
+
+PATHS = [
+    LinearVP(),
+    DiscreteVP(),
+    DiscreteVP(1000, CosineBetas()),
+    Cosine(2.0),
+    Sigmoid(),
+    GeometricVE(0.001, 100.0),
+    Sigma(),
+    Linear(3.0),
+]
+GRIDS = [
+    UniformT(),
+    UniformT(0.9),
+    Polynomial(),
+    Polynomial(3.0, 0.5),
+    UniformLogSNR(0.95, 0.01),
+    Karras(0.01, 40.0),
+    Karras(0.01, 40.0, 1.0),
+    Trailing(),
+    Leading(),
+]
+paths = pytest.mark.parametrize("path", PATHS, ids=repr)
+each = pytest.mark.parametrize("grid", GRIDS, ids=repr)
+
+
+def ratios(levels):
+    return np.asarray(levels.sigma, float) / np.maximum(np.asarray(levels.alpha, float), 1e-300)
+
+
+def steps_of(grid, num_steps, path=None):
+    """The times of a grid's levels, all but the last."""
+    path = DiscreteVP(1000) if path is None else path
+    levels = grid(path, num_steps)
+    return np.asarray(path.invert(levels.sigma / levels.alpha), float)[:-1]
+
+
+def test_all_grids_are_tested():
+    assert {type(grid) for grid in GRIDS} == set(typing.get_args(grids.AnyGrid))
+
+
+@paths
+@each
+def test_levels_fall_to_the_exactly_clean_one(path, grid):
+    for num_steps in 1, 2, 10, 200:
+        levels = grid(path, num_steps)
+        assert levels.alpha.shape == levels.sigma.shape == (num_steps + 1,)
+        assert levels.alpha.dtype == levels.sigma.dtype == jnp.float32
+        assert levels.alpha[-1] == 1 and levels.sigma[-1] == 0
+        assert np.all(np.diff(ratios(levels)) < 0)
+        # Every level lies on the path.
+        again = path(path.invert((levels.sigma / levels.alpha)[:-1]))
+        np.testing.assert_allclose(again.alpha, levels.alpha[:-1], rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(again.sigma, levels.sigma[:-1], rtol=1e-3, atol=1e-6)
+
+
+@paths
+def test_grids_begin_exactly_at_pure_noise(path):
+    noise = path(jnp.float32(path.t_max))
+    for grid in UniformT(), Polynomial(), Trailing(), Trailing(41):
+        levels = grid(path, 7)
+        assert (levels.alpha[0], levels.sigma[0]) == (noise.alpha, noise.sigma)
+
+
+def test_start_moves_the_first_level():
+    for grid in UniformT(0.75), Polynomial(2.0, 0.75), UniformLogSNR(0.75):
+        np.testing.assert_allclose(steps_of(grid, 8, Linear())[0], 0.75, rtol=1e-6)
+
+
+def test_uniform_and_polynomial_times():
+    np.testing.assert_allclose(steps_of(UniformT(), 4, Linear()), [1, 0.75, 0.5, 0.25], rtol=1e-6)
+    np.testing.assert_allclose(steps_of(Polynomial(), 4, Linear()), [1, 9 / 16, 1 / 4, 1 / 16], rtol=1e-6)
+    np.testing.assert_array_equal(steps_of(UniformT(), 50), np.arange(1000, 0, -20))
+
+
+@paths
+def test_uniform_logsnr(path):
+    logsnr = -2 * np.log(ratios(UniformLogSNR(0.9, 0.02)(path, 12))[:-1])
+    np.testing.assert_allclose(logsnr, np.linspace(logsnr[0], logsnr[-1], 12), atol=2e-4)
+    np.testing.assert_allclose(steps_of(UniformLogSNR(0.9, 0.02), 12, path)[[0, -1]], path.t_max * np.array([0.9, 0.02]), rtol=1e-4)
+
+
+def test_uniform_logsnr_of_one_step_is_its_start():
+    np.testing.assert_allclose(steps_of(UniformLogSNR(0.9), 1, Linear()), [0.9], rtol=1e-6)
+
+
+@pytest.mark.parametrize("path", [Linear(), Cosine(), Sigmoid()], ids=repr)
+def test_uniform_logsnr_refuses_infinite_ends(path):
+    with pytest.raises(ValueError, match=r"infinite logSNR.*--grid\.start, --grid\.end"):
+        UniformLogSNR()(path, 10)
+    with pytest.raises(ValueError, match="infinite logSNR"):
+        UniformLogSNR(0.9, 0.0)(path, 10)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 18, 256])
+@pytest.mark.parametrize("rho", [7.0, 1.0, 3.0])
+def test_karras_is_the_papers_formula(num_steps, rho):
+    """arXiv:2206.00364, Eq. 5, at full float32 accuracy on EDM's path."""
+    low, high = 0.002, 80.0
+    i = np.arange(num_steps, dtype=float)
+    between = i / (num_steps - 1) if num_steps > 1 else i
+    expected = (high ** (1 / rho) + between * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+    levels = Karras(low, high, rho)(Sigma(), num_steps)
+    np.testing.assert_allclose(levels.sigma[:-1], expected, rtol=1e-7)
+    np.testing.assert_array_equal(levels.alpha, np.ones(num_steps + 1))
+
+
+@paths
+def test_karras_has_the_same_ratios_on_every_path(path):
+    grid = Karras(0.02, 30.0)
+    np.testing.assert_allclose(ratios(grid(path, 20))[:-1], ratios(grid(Sigma(), 20))[:-1], rtol=1e-4)
+
+
+def test_karras_refuses_what_the_path_does_not_reach():
+    with pytest.raises(ValueError, match=r"sigma_max = 80 .* at most 50 \(--grid\.sigma-max\)$"):
+        Karras()(GeometricVE(0.001, 50.0), 10)
+    with pytest.raises(ValueError, match=r"sigma_min = 0.002 .* at least 0.01 \(--grid\.sigma-min\)$"):
+        Karras()(GeometricVE(0.01, 80.0), 10)
+    # The path's own ends are reached, exactly.
+    levels = Karras(0.01, 50.0)(GeometricVE(), 10)
+    assert levels.sigma[0] == 50 and levels.sigma[-2] == np.float32(0.01)
+
+
+def test_visited_steps_of_the_papers():
+    """arXiv:2305.08891, Table 2 (T = 1000, 10 steps); steps are counted from 1."""
+    np.testing.assert_array_equal(steps_of(Trailing(), 10), [1000, 900, 800, 700, 600, 500, 400, 300, 200, 100])
+    np.testing.assert_array_equal(steps_of(Leading(), 10), [901, 801, 701, 601, 501, 401, 301, 201, 101, 1])
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 7, 64, 999, 1000])
+def test_spaced_steps_are_distinct_steps_of_the_chain(num_steps):
+    trailing, leading = (steps_of(grid, num_steps) for grid in (Trailing(), Leading()))
+    for steps in trailing, leading:
+        assert len(set(steps)) == num_steps and set(steps) <= set(range(1, 1001))
+    assert trailing[0] == 1000 and leading[-1] == 1
+    # As published (arXiv:2305.08891, Table 2): round(N, N - N/n, ...) and 1 + c i with c = floor(N / n).
+    np.testing.assert_array_equal(trailing, np.round(np.arange(num_steps, 0, -1) * (1000 / num_steps)))
+    assert set(np.diff(leading)) <= {-float(1000 // num_steps)}
+
+
+def test_a_chain_on_another_clock():
+    np.testing.assert_allclose(steps_of(Trailing(100), 4, Linear()), [1, 0.75, 0.5, 0.25], rtol=1e-6)
+    np.testing.assert_array_equal(steps_of(Leading(100), 4, DiscreteVP(400)), [304, 204, 104, 4])
+
+
+def test_jit_is_no_jit():
+    for grid in Karras(0.01, 40.0), UniformLogSNR(0.95, 0.01), Trailing():
+        for path in LinearVP(), Linear():
+            traced = jax.jit(functools.partial(grid, path, 5))()
+            for a, b in zip(traced, grid(path, 5), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make, flag",
+    [
+        *((functools.partial(grid, Sigma(), n), "--steps") for grid in GRIDS for n in (0, -3)),
+        (functools.partial(Trailing(), DiscreteVP(), 1001), "--steps"),
+        (functools.partial(Leading(50), DiscreteVP(), 51), "--steps"),
+        (lambda: UniformT(0.0), "--grid.start"),
+        (lambda: UniformT(1.5), "--grid.start"),
+        (lambda: Polynomial(start=-1.0), "--grid.start"),
+        (lambda: Polynomial(power=0.0), "--grid.power"),
+        (lambda: UniformLogSNR(start=2.0), "--grid.start"),
+        (lambda: UniformLogSNR(start=0.5, end=0.6), "--grid.end"),
+        (lambda: Karras(sigma_min=0.0), "--grid.sigma-min"),
+        (lambda: Karras(sigma_max=0.001), "--grid.sigma-max"),
+        (lambda: Karras(rho=0.0), "--grid.rho"),
+    ],
+)
+def test_errors_are_one_line_and_name_the_flag(make, flag):
+    with pytest.raises(ValueError) as error:
+        make()
+    assert flag in str(error.value) and "\n" not in str(error.value)

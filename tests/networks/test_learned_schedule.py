@@ -1,0 +1,76 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.networks.schedule import LearnedSchedule, schedule_path
+
+T = jnp.linspace(0, 1, 65)
+LEARNED = LearnedSchedule(hidden=32)
+LINEAR = LearnedSchedule(interior=False)
+
+
+def parameters(schedule, seed=0, scale=1.5):
+    """Parameters as after some training: far from the initial ones."""
+    params = schedule.init(jax.random.key(seed), T)["params"]
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    moved = [leaf + scale * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, moved)
+
+
+def gamma(schedule, params, t):
+    return schedule.apply({"params": params}, t, method="gamma")
+
+
+@pytest.mark.parametrize("schedule", [LEARNED, LINEAR], ids=["learned", "linear"])
+def test_ends_are_those_asked_for_and_noise_only_grows(schedule):
+    params = schedule.init(jax.random.key(0), T)["params"]
+    ends = gamma(schedule, params, jnp.array([0.0, 1.0]))
+    np.testing.assert_allclose(ends, [-13.3, 5.0], rtol=1e-6)
+    for seed in range(3):
+        moved = parameters(schedule, seed)
+        values = gamma(schedule, moved, T)
+        assert (jnp.diff(values) > 0).all()
+        assert values[0] == moved["gamma_min"]
+        assert values[-1] == pytest.approx(float(moved["gamma_min"] + moved["gamma_span"]), abs=1e-4)
+
+
+def test_levels_are_variance_preserving_and_of_that_snr():
+    params = parameters(LEARNED)
+    level = LEARNED.apply({"params": params}, T)
+    np.testing.assert_allclose(level.alpha**2 + level.sigma**2, 1, atol=1e-6)
+    log_ratio = 2 * (jnp.log(level.sigma) - jnp.log(level.alpha))
+    np.testing.assert_allclose(log_ratio, gamma(LEARNED, params, T), atol=1e-4)
+
+
+def test_linear_in_time_without_the_interior_and_not_with_it():
+    straight = gamma(LINEAR, parameters(LINEAR), T)
+    np.testing.assert_allclose(jnp.diff(straight, 2), 0, atol=1e-4)
+    bent = gamma(LEARNED, parameters(LEARNED), T)
+    assert jnp.abs(jnp.diff(bent, 2)).max() > 1e-3
+
+
+def test_a_path_whose_inverse_finds_the_time():
+    path = schedule_path(LEARNED, parameters(LEARNED))
+    assert path.t_max == 1.0
+    level = jax.jit(path)(T)
+    found = jax.jit(path.invert)(level.sigma / level.alpha)
+    np.testing.assert_allclose(found, T, atol=1e-5)
+    np.testing.assert_allclose(path.invert(jnp.array([0.0, jnp.inf])), [0, 1], atol=1e-6)
+
+
+def test_a_scalar_time_and_a_batch_agree_and_gradients_reach_every_parameter():
+    params = parameters(LEARNED)
+    one = LEARNED.apply({"params": params}, T[20])
+    assert one.alpha.shape == ()
+    np.testing.assert_allclose(one.alpha, LEARNED.apply({"params": params}, T).alpha[20], rtol=1e-5)
+    slopes = jax.grad(lambda p: jnp.sum(gamma(LEARNED, p, T) ** 2))(params)
+    moving = {jax.tree_util.keystr(k): bool(jnp.any(v != 0)) for k, v in jax.tree.leaves_with_path(slopes)}
+    # A constant added to the interior cancels between its ends.
+    assert [name for name, moves in moving.items() if not moves] in ([], ["['l3']['bias']"])
+
+
+def test_ends_in_the_wrong_order_are_refused():
+    with pytest.raises(ValueError, match="--schedule.gamma-max"):
+        LearnedSchedule(gamma_min=1.0, gamma_max=0.0).init(jax.random.key(0), T)

@@ -1,0 +1,107 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.networks.blocks import Attention
+from jaxdiff.networks.layers import (
+    GroupNorm,
+    NoiseEmbedding,
+    label_index,
+    num_groups,
+    random_fourier,
+    sinusoid,
+)
+
+KEY = jax.random.key(0)
+
+
+def randomised(params, key=KEY, scale=0.3):
+    """Parameters without the zeros that hide a branch at the start of training."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    noisy = [leaf + scale * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, noisy)
+
+
+def test_group_norm_whitens_each_group_and_forgets_affine_changes():
+    x = jax.random.normal(KEY, (2, 5, 4, 8)) * 3 + 1  # two groups of four channels
+    norm = GroupNorm(eps=0.0)
+    params = norm.init(KEY, x)
+    groups = norm.apply(params, x).reshape(2, 20, 2, 4)
+    np.testing.assert_allclose(groups.mean((1, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(groups.std((1, 3)), 1, atol=1e-5)
+    np.testing.assert_allclose(norm.apply(params, 5 * x - 2), norm.apply(params, x), atol=1e-4)
+
+
+def test_modulated_group_norm_scales_and_shifts_the_plain_one():
+    x = jax.random.normal(KEY, (3, 4, 4, 8))
+    s, t = jax.random.normal(jax.random.key(1), (2, 3, 8))
+    norm = GroupNorm()
+    params = randomised(norm.init(KEY, x))
+    expected = norm.apply(params, x) * (1 + s[:, None, None]) + t[:, None, None]
+    np.testing.assert_allclose(norm.apply(params, x, (s, t)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(3, 1), (8, 2), (64, 16), (128, 32), (200, 25), (384, 32)])
+def test_groups_divide_the_channels(channels, groups):
+    assert num_groups(channels) == groups
+
+
+def test_attention_does_not_know_the_order_of_the_pixels_and_averages_when_indifferent():
+    x = jax.random.normal(KEY, (2, 4, 4, 8))
+    layer = Attention(heads=2)
+    params = randomised(layer.init(KEY, x))
+    order = jax.random.permutation(jax.random.key(3), 16)
+
+    def shuffle(x):
+        return x.reshape(2, 16, 8)[:, order].reshape(x.shape)
+
+    apply = jax.jit(layer.apply)
+    np.testing.assert_allclose(apply(params, shuffle(x)), shuffle(apply(params, x)), atol=1e-4)
+    assert jnp.abs(apply(params, x) - x).max() > 0.1
+    # Without queries and keys every pixel receives the same average value.
+    kernel = params["params"]["qkv"]["kernel"].at[:, : 2 * 8].set(0)
+    bias = params["params"]["qkv"]["bias"].at[: 2 * 8].set(0)
+    params["params"]["qkv"] = {"kernel": kernel, "bias": bias}
+    added = apply(params, x) - x
+    np.testing.assert_allclose(added, jnp.broadcast_to(added[:, :1, :1], x.shape), atol=1e-5)
+
+
+def test_sinusoids_reach_ddpms_frequencies():
+    half = 16  # DDPM: exp(-log(10000) i / (half - 1)), so that the last period is 2 pi 10000
+    noise = jnp.array([0.0, 1.0, 250.0])
+    ours = sinusoid(noise, 2 * half, max_period=10000 ** (half / (half - 1)))
+    angle = np.asarray(noise)[:, None] * np.geomspace(1, 1e-4, half)
+    np.testing.assert_allclose(ours, np.concatenate([np.sin(angle), np.cos(angle)], -1), atol=1e-4)
+
+
+def test_fourier_features_are_constant_bounded_and_of_the_scale():
+    noise = jnp.linspace(-1, 1, 5)
+    a = random_fourier(noise, 512, 16.0)
+    np.testing.assert_array_equal(a, random_fourier(noise, 512, 16.0))
+    np.testing.assert_allclose(a[:, :256] ** 2 + a[:, 256:] ** 2, 1, atol=1e-5)
+    slope = jax.jacfwd(lambda t: random_fourier(t[None], 512, 16.0)[0, :256])(jnp.array(0.0))
+    assert np.std(slope / (2 * np.pi)) == pytest.approx(16, rel=0.15)
+
+
+def test_absent_labels_take_the_last_row():
+    cond = {"label": jnp.array([0, -1, 6])}
+    assert label_index(cond, 3, 7).tolist() == [0, 7, 6]
+    assert label_index({}, 2, 7).tolist() == [7, 7]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_conditions_move_the_embedding_and_absent_ones_are_the_null(before):
+    net = NoiseEmbedding(8, 16, num_classes=3, label_before_mlp=before, augment_dim=9)
+    noise = jnp.array([1.0, 2.0])
+    params = net.init(KEY, noise, {})
+    null = net.apply(params, noise, {})
+    absent = {"label": jnp.array([-1, -1]), "augment": jnp.zeros((2, 9))}
+    np.testing.assert_array_equal(net.apply(params, noise, absent), null)
+    one = net.apply(params, noise, {"label": jnp.array([-1, 2])})
+    np.testing.assert_array_equal(one[0], null[0])
+    assert jnp.abs(one[1] - null[1]).max() > 0.01
+    turned = net.apply(params, noise, {"augment": jnp.ones((2, 9))})
+    assert jnp.abs(turned - null).max() > 0.01
+    assert jnp.abs(null[0] - null[1]).max() > 0.01  # and the noise level does, too
