@@ -85,6 +85,5 @@ def check_solvable(prediction: Prediction, levels: Level) -> None:
         else:
             remedy = "use V, Flow or X0 prediction, or start the grid below t_max (--grid.start)"
         raise ValueError(
-            f"{type(prediction).__name__} prediction cannot be used at alpha = {alpha:g}, sigma = {sigma:g}: "
-            f"{remedy}"
+            f"{type(prediction).__name__} prediction cannot be used at alpha = {alpha:g}, sigma = {sigma:g}: {remedy}"
         )

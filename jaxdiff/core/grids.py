@@ -139,9 +139,7 @@ class Karras:
         # Beyond its ends a path repeats them: steps of no length.
         most, least = _ratios(path, [path.t_max, 0.0])
         if self.sigma_max > most * (1 + 1e-5):
-            raise ValueError(
-                f"sigma_max = {self.sigma_max:g} is not on this path: at most {most:g} (--grid.sigma-max)"
-            )
+            raise ValueError(f"sigma_max = {self.sigma_max:g} is not on this path: at most {most:g} (--grid.sigma-max)")
         if self.sigma_min < least * (1 - 1e-5):
             raise ValueError(
                 f"sigma_min = {self.sigma_min:g} is not on this path: at least {least:g} (--grid.sigma-min)"
@@ -154,9 +152,7 @@ class Karras:
 def _check_chain(num_steps: int, length: int) -> None:
     _check_steps(num_steps)
     if num_steps > length:
-        raise ValueError(
-            f"num_steps = {num_steps} is not allowed on a chain of {length}: 1 to {length} (--steps)"
-        )
+        raise ValueError(f"num_steps = {num_steps} is not allowed on a chain of {length}: 1 to {length} (--steps)")
 
 
 @dataclasses.dataclass(frozen=True)

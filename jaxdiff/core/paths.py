@@ -30,9 +30,7 @@ def _neg_log_alpha_sq(ratio: Time) -> Time:
 def _positive(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value < math.inf:
-            raise ValueError(
-                f"{name} = {value} must be a positive finite number (--path.{name.replace('_', '-')})"
-            )
+            raise ValueError(f"{name} = {value} must be a positive finite number (--path.{name.replace('_', '-')})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +71,7 @@ class Betas(Protocol):
 class LinearBetas:
     """DDPM's linear variances, stretched to other lengths by 1000/N.
 
-    Betas reach 1 below 21 steps, which `DiscreteVP` refuses. Source: arXiv:2006.11239, Sec. 4; the stretch is
-    that of arXiv:2102.09672's code.
+    Fewer than 21 steps are refused: betas would reach 1. Source: arXiv:2006.11239, Sec. 4.
     """
 
     first: float = 1e-4
@@ -83,7 +80,7 @@ class LinearBetas:
     """beta_N at 1000 steps."""
 
     def __call__(self, num_steps: int) -> np.ndarray:
-        return np.linspace(self.first, self.last, num_steps) * (1000 / num_steps)
+        return np.linspace(self.last, self.first, num_steps)[::-1] * (1000 / num_steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,9 +227,7 @@ class GeometricVE:
     def __call__(self, t: Time) -> Level:
         rate = math.log(self.sigma_max / self.sigma_min)
         # Each end from its own side, so that sigma(0) and sigma(1) are exact.
-        sigma = jnp.where(
-            t < 0.5, self.sigma_min * jnp.exp(rate * t), self.sigma_max * jnp.exp(rate * (t - 1))
-        )
+        sigma = jnp.where(t < 0.5, self.sigma_min * jnp.exp(rate * t), self.sigma_max * jnp.exp(rate * (t - 1)))
         return Level(jnp.ones_like(sigma), sigma)
 
     def invert(self, ratio: Time) -> Time:
@@ -266,8 +261,7 @@ class Sigma:
 class Linear:
     """Rectified flow: alpha = 1 - s, sigma = s, with s = shift t / (1 + (shift - 1) t), t in [0, 1].
 
-    Source: arXiv:2209.03003, Eq. 1 (time reversed: here t = 0 is clean); the shift: arXiv:2403.03206,
-    Sec. 5.3.2.
+    Source: arXiv:2209.03003, Eq. 1 (time reversed); the shift: arXiv:2403.03206, Sec. 5.3.2.
     """
 
     shift: float = 1.0

@@ -35,6 +35,10 @@ class Uniform:
     start: float = 0.0
     """The smallest time, as a fraction of t_max (score SDE: 1e-5)."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < 1:
+            raise ValueError(f"start = {self.start} must lie in [0, 1) (--times.start)")
+
     def quantile(self, u: Times, path: Path) -> Times:
         return path.t_max * (self.start + (1 - self.start) * u)
 
@@ -49,9 +53,13 @@ class UniformSteps:
     num_steps: int = 1000
     """N."""
 
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps = {self.num_steps} is not allowed: at least 1 (--times.num-steps)")
+
     def quantile(self, u: Times, path: Path) -> Times:
         step = jnp.minimum(jnp.floor(u * self.num_steps) + 1, self.num_steps)
-        return step * (path.t_max / self.num_steps)
+        return jnp.minimum(step * (path.t_max / self.num_steps), path.t_max)
 
     def __call__(self, key: Key[Array, ""], n: int, path: Path) -> Times:
         return self.quantile(open_uniform(key, n), path)
@@ -68,6 +76,10 @@ class LogNormal:
     """Mean of log(sigma / alpha): EDM -1.2, SD3 0."""
     std: float = 1.2
     """Its standard deviation: EDM 1.2, SD3 1."""
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise ValueError(f"std = {self.std} must be above 0 (--times.std)")
 
     def quantile(self, u: Times, path: Path) -> Times:
         return path.invert(jnp.exp(self.mean + self.std * jax.scipy.special.ndtri(u)))
@@ -89,6 +101,12 @@ class Importance:
     bins: int = 1000
     """Resolution of the numerical inverse CDF."""
 
+    def __post_init__(self) -> None:
+        if not 0 < self.start < 1:
+            raise ValueError(f"start = {self.start} must lie between 0 and 1 (--times.start)")
+        if self.bins < 1:
+            raise ValueError(f"bins = {self.bins} is not allowed: at least 1 (--times.bins)")
+
     def quantile(self, u: Times, path: Path) -> Times:
         # Geometric bins: likelihood weights blow up as 1/t towards the clean end.
         edges = path.t_max * jnp.geomspace(self.start, 1.0, self.bins + 1)
@@ -105,9 +123,7 @@ class Importance:
 class Stratified:
     """Any law with its n uniforms spread evenly, u_i = (u + i/n) mod 1: less variance, same expectation.
 
-    Each u_i alone is uniform.
-
-    Source: arXiv:2107.00630, App. I.1 (low-discrepancy sampler).
+    Each u_i by itself is uniform. Source: arXiv:2107.00630, App. I.1 (low-discrepancy sampler).
     """
 
     law: Uniform | UniformSteps | LogNormal | Importance = Uniform()

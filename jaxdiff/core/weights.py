@@ -61,6 +61,10 @@ class MinSNR:
     gamma: float = 5.0
     """The cap."""
 
+    def __post_init__(self) -> None:
+        if not self.gamma > 0:
+            raise ValueError(f"gamma = {self.gamma} must be above 0 (--weight.gamma)")
+
     def __call__(self, level: Level) -> Scalar:
         return jnp.minimum(snr(level), self.gamma)
 
@@ -73,6 +77,10 @@ class P2:
     """Keeps the weight finite at pure noise."""
     gamma: float = 1.0
     """Strength; 0 is the simple loss."""
+
+    def __post_init__(self) -> None:
+        if not self.k > 0:
+            raise ValueError(f"k = {self.k} must be above 0 (--weight.k)")
 
     def __call__(self, level: Level) -> Scalar:
         return (self.k + snr(level)) ** -self.gamma
@@ -87,6 +95,10 @@ class EDMWeight:
 
     sigma_data: float = 0.5
     """s, the data's standard deviation."""
+
+    def __post_init__(self) -> None:
+        if not self.sigma_data > 0:
+            raise ValueError(f"sigma_data = {self.sigma_data} must be above 0 (--weight.sigma-data)")
 
     def __call__(self, level: Level) -> Scalar:
         return snr(level) + self.sigma_data**-2

@@ -8,7 +8,6 @@ if no picture lies outside them. A top that holds `train` (and `val`, `test`, ..
 
 import json
 import os
-import threading
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -60,26 +59,23 @@ class FileSource:
 
 
 class Archive:
-    """A .zip that several threads may read, and that each process to which it is sent opens for itself."""
+    """A .zip that threads may read together, and that each process to which it is sent opens for itself."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.local = threading.local()
+        try:
+            self.file = zipfile.ZipFile(path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise ValueError(f"--data.source {path} is not a whole .zip file") from error
 
     def __reduce__(self):
         return Archive, (self.path,)
 
-    def file(self) -> zipfile.ZipFile:
-        """This thread's own handle on the archive; raises ValueError where the file is no .zip."""
-        if not hasattr(self.local, "file"):
-            try:
-                self.local.file = zipfile.ZipFile(self.path)
-            except (OSError, zipfile.BadZipFile) as error:
-                raise ValueError(f"--data.source {self.path} is not a whole .zip file") from error
-        return self.local.file
+    def files(self) -> list[str]:
+        return [info.filename for info in self.file.infolist() if not info.is_dir()]
 
     def read(self, name: str) -> bytes:
-        return self.file().read(name)
+        return self.file.read(name)
 
 
 @dataclass(frozen=True)
@@ -145,7 +141,7 @@ def _listing(path: Path) -> Listing:
         raise FileNotFoundError(f"--data.source {path} does not exist")
     archive = None if path.is_dir() else Archive(path)
     if archive:
-        names = [info.filename for info in archive.file().infolist() if not info.is_dir()]
+        names = archive.files()
     else:
         names = [
             (Path(folder) / file).relative_to(path).as_posix() for folder, _, files in os.walk(path) for file in files

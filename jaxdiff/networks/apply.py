@@ -37,10 +37,10 @@ def apply_fn(network: nn.Module, prediction: Prediction) -> ApplyFn:
 
 
 def init_params(network: nn.Module, key: Key[Array, ""], image_shape: tuple[int, int, int], cond: Cond) -> Params:
-    """Initial float32 parameters for images of shape ``(h, w, c)`` and conditions like the example `cond`."""
+    """Initial float32 parameters for images of shape ``(h, w, c)`` and conditions like the example `cond`.
+
+    Traceable: `jit` it, or what it is part of.
+    """
     x = jnp.zeros((1, *image_shape))
     cond = {name: leaf[:1] for name, leaf in cond.items()}
-    # A network is a hundred small random draws that run once: on a CPU, optimising them takes longest.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    init = jax.jit(lambda key: network.init(key, x, jnp.zeros((1,)), cond)["params"], compiler_options=options)
-    return init(key)
+    return network.init(key, x, jnp.zeros((1,)), cond)["params"]

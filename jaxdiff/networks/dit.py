@@ -74,7 +74,9 @@ class DiT(nn.Module):
         h = dense(self.width, self.dtype, 1.0, "patches")(tokens)
         if self.positions == "sincos":
             h = h + jnp.asarray(sincos_positions(rows, cols, self.width), h.dtype)
-        h = self._blocks(rows, cols, train)(h, emb)[0]
+        grid = (rows, cols) if self.positions == "rotary" else None
+        fields = (self.heads, self.mlp_ratio, grid, self.qk_norm, self.dropout, train, self.dtype)
+        h, _ = stacked(self.depth, self.remat)(*fields, name="blocks")(h, emb)
 
         mod = dense(2 * self.width, "float32", 0.0, "modulation_out")(emb)
         shift, scale = jnp.split(mod, 2, axis=-1)
@@ -92,24 +94,6 @@ class DiT(nn.Module):
             table = nn.Embed(self.num_classes + 1, self.width, embedding_init=init, name="label")
             emb += table(label_index(cond, noise.shape[0], self.num_classes))
         return emb
-
-    def _blocks(self, rows: int, cols: int, train: bool) -> nn.Module:
-        policies = {
-            "dots": jax.checkpoint_policies.dots_saveable,
-            "full": jax.checkpoint_policies.nothing_saveable,
-        }
-        block = Block
-        if self.remat != "none":
-            block = nn.remat(Block, prevent_cse=False, policy=policies[self.remat])
-        stack = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
-            length=self.depth,
-        )
-        grid = (rows, cols) if self.positions == "rotary" else None
-        return stack(self.heads, self.mlp_ratio, grid, self.qk_norm, self.dropout, train, self.dtype, name="blocks")
 
     def _check(self, x: Array) -> None:
         for side, size in (("height", x.shape[1]), ("width", x.shape[2])):
@@ -168,6 +152,22 @@ class Block(nn.Module):
 
     def _drop(self, h: Array) -> Array:
         return nn.Dropout(self.dropout, deterministic=not self.train)(h)
+
+
+def stacked(depth: int, remat: str) -> type[Block]:
+    """`depth` blocks after each other, compiled once: their parameters have a first axis of that length.
+
+    `remat` says what the backward pass recomputes, as in `DiT`.
+    """
+    policies = {"dots": jax.checkpoint_policies.dots_saveable, "full": jax.checkpoint_policies.nothing_saveable}
+    block = nn.remat(Block, prevent_cse=False, policy=policies[remat]) if remat in policies else Block
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
+        length=depth,
+    )
 
 
 def modulated_norm(

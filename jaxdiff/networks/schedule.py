@@ -79,7 +79,7 @@ class PositiveDense(nn.Module):
         return x @ (jax.nn.softplus(kernel) / x.shape[-1]) + bias
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays cannot be compared, so a path equals only itself
 class SchedulePath:
     """A learned schedule with its parameters, as a path: what a sampler walks along."""
 

@@ -61,10 +61,10 @@ def emoji() -> Config:
         optim=optim.Optim(learning_rate=1e-3, warmup=100, decay=optim.CosineDecay(), clip=1.0),
         ema=(ema.Decay(0.9995),),
         sampling=Sampling(steps=50, cfg_scale=1.5),
-        steps=6000,
+        steps=5000,
         batch_size=32,
         save_every=250,
-        preview_every=2000,
+        preview_every=2500,
     )
 
 

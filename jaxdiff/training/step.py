@@ -39,8 +39,8 @@ def averaged(state: TrainState) -> Params:
 
 def module_norms(grads: PyTree) -> Metrics:
     """The gradient's norm, whole and for each of the network's outermost modules."""
-    whole = {"grad_norm": optax.global_norm(grads)}
-    modules = {f"grad_norm/{k}/{m}": optax.global_norm(v) for k in grads for m, v in grads[k].items()}
+    whole = {"grad_norm": optax.tree.norm(grads)}
+    modules = {f"grad_norm/{k}/{m}": optax.tree.norm(v) for k in grads for m, v in grads[k].items()}
     return whole | modules
 
 

@@ -2,9 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jaxdiff.core.cond import absent, drop
+from jaxdiff.core import cond as module
+from jaxdiff.core.cond import absent
+
+drop = jax.jit(module.drop)
 
 
 def cond_of(b):
@@ -18,11 +22,11 @@ def cond_of(b):
 def gone(cond):
     """Which examples have no condition, which leaf by leaf must agree."""
     by_leaf = [
-        cond["label"] == -1,
-        jnp.all(cond["augment"] == 0, axis=1),
-        jnp.all(cond["text"] == 0, axis=(1, 2)),
+        np.asarray(cond["label"]) == -1,
+        np.all(np.asarray(cond["augment"]) == 0, axis=1),
+        np.all(np.asarray(cond["text"], np.float32) == 0, axis=(1, 2)),
     ]
-    assert jnp.array_equal(by_leaf[0], by_leaf[1]) and jnp.array_equal(by_leaf[0], by_leaf[2])
+    assert np.array_equal(by_leaf[0], by_leaf[1]) and np.array_equal(by_leaf[0], by_leaf[2])
     return by_leaf[0]
 
 
@@ -37,22 +41,22 @@ def test_absent_is_minus_one_and_zero():
 def test_drop_takes_whole_conditions_at_the_rate(one_key):
     b = 4096
     key = jax.random.key(0) if one_key else jax.random.split(jax.random.key(0), b)
-    cond = jax.jit(drop)(key, cond_of(b), 0.3)
+    cond = drop(key, cond_of(b), 0.3)
     lost = gone(cond)
     assert abs(lost.mean() - 0.3) < 5 * (0.3 * 0.7 / b) ** 0.5
     # Independent: an example's loss says nothing of its neighbour's.
-    assert abs(jnp.corrcoef(lost[1:], lost[:-1])[0, 1]) < 5 / b**0.5
-    assert jnp.array_equal(jnp.where(lost, 0, cond["label"]), jnp.where(lost, 0, jnp.arange(b)))
-    assert jnp.all(jnp.where(lost[:, None], 1, cond["augment"]) == 1)
+    assert abs(np.corrcoef(lost[1:], lost[:-1])[0, 1]) < 5 / b**0.5
+    assert np.array_equal(np.asarray(cond["label"])[~lost], np.arange(b)[~lost])
+    assert np.all(np.asarray(cond["augment"])[~lost] == 1)
     assert not gone(drop(key, cond_of(b), 0.0)).any() and gone(drop(key, cond_of(b), 1.0)).all()
 
 
 def test_an_examples_key_decides_alone():
     keys = jax.random.split(jax.random.key(1), 32)
     lost = gone(drop(keys, cond_of(32), 0.5))
-    assert jnp.array_equal(gone(drop(keys[8:], cond_of(24), 0.5)), lost[8:])
+    assert np.array_equal(gone(drop(keys[8:], cond_of(24), 0.5)), lost[8:])
     assert 0 < lost.sum() < 32
 
 
 def test_no_condition_stays_none():
-    assert drop(jax.random.key(0), {}, 0.5) == {}
+    assert module.drop(jax.random.key(0), {}, 0.5) == {}

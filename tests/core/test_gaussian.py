@@ -73,9 +73,7 @@ def test_det_is_where_an_x0_error_goes():
     """With x fixed, an x0 error d moves the output by -(det / sigma) d."""
     (x, x0), level, d = normals(7, 8), levels(), 0.1
     for prediction in Eps(), X0(), V(), Flow(), Score(), EDM():
-        near, far = (
-            gaussian.target(prediction, level, *gaussian.from_x0(level, x, guess)) for guess in (x0, x0 + d)
-        )
+        near, far = (gaussian.target(prediction, level, *gaussian.from_x0(level, x, guess)) for guess in (x0, x0 + d))
         slope = per_image(gaussian.det(prediction, level)) / per_image(level.sigma)
         np.testing.assert_allclose(far - near, np.broadcast_to(-slope * d, SHAPE), rtol=2e-4, atol=2e-5)
 

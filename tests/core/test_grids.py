@@ -50,11 +50,9 @@ def ratios(levels):
     return np.asarray(levels.sigma, float) / np.maximum(np.asarray(levels.alpha, float), 1e-300)
 
 
-def steps_of(grid, num_steps, path=None):
-    """The times of a grid's levels, all but the last."""
-    path = DiscreteVP(1000) if path is None else path
-    levels = grid(path, num_steps)
-    return np.asarray(path.invert(levels.sigma / levels.alpha), float)[:-1]
+def times_of(grid, num_steps, t_max=1000.0):
+    """The times of a grid's levels, all but the last: on EDM's path they are the sigmas themselves."""
+    return np.asarray(grid(Sigma(t_max), num_steps).sigma)[:-1]
 
 
 def test_all_grids_are_tested():
@@ -64,7 +62,7 @@ def test_all_grids_are_tested():
 @paths
 @each
 def test_levels_fall_to_the_exactly_clean_one(path, grid):
-    for num_steps in 1, 2, 10, 200:
+    for num_steps in 1, 12:
         levels = grid(path, num_steps)
         assert levels.alpha.shape == levels.sigma.shape == (num_steps + 1,)
         assert levels.alpha.dtype == levels.sigma.dtype == jnp.float32
@@ -80,30 +78,32 @@ def test_levels_fall_to_the_exactly_clean_one(path, grid):
 def test_grids_begin_exactly_at_pure_noise(path):
     noise = path(jnp.float32(path.t_max))
     for grid in UniformT(), Polynomial(), Trailing(), Trailing(41):
-        levels = grid(path, 7)
+        levels = grid(path, 12)
         assert (levels.alpha[0], levels.sigma[0]) == (noise.alpha, noise.sigma)
 
 
 def test_start_moves_the_first_level():
     for grid in UniformT(0.75), Polynomial(2.0, 0.75), UniformLogSNR(0.75):
-        np.testing.assert_allclose(steps_of(grid, 8, Linear())[0], 0.75, rtol=1e-6)
+        assert times_of(grid, 12)[0] == 750
 
 
 def test_uniform_and_polynomial_times():
-    np.testing.assert_allclose(steps_of(UniformT(), 4, Linear()), [1, 0.75, 0.5, 0.25], rtol=1e-6)
-    np.testing.assert_allclose(steps_of(Polynomial(), 4, Linear()), [1, 9 / 16, 1 / 4, 1 / 16], rtol=1e-6)
-    np.testing.assert_array_equal(steps_of(UniformT(), 50), np.arange(1000, 0, -20))
+    np.testing.assert_array_equal(times_of(UniformT(), 4), [1000, 750, 500, 250])
+    np.testing.assert_array_equal(times_of(Polynomial(), 4), [1000, 562.5, 250, 62.5])
+    np.testing.assert_array_equal(times_of(Polynomial(1.0), 4), times_of(UniformT(), 4))
+    np.testing.assert_array_equal(times_of(UniformT(), 50), np.arange(1000, 0, -20))
 
 
 @paths
 def test_uniform_logsnr(path):
     logsnr = -2 * np.log(ratios(UniformLogSNR(0.9, 0.02)(path, 12))[:-1])
     np.testing.assert_allclose(logsnr, np.linspace(logsnr[0], logsnr[-1], 12), atol=2e-4)
-    np.testing.assert_allclose(steps_of(UniformLogSNR(0.9, 0.02), 12, path)[[0, -1]], path.t_max * np.array([0.9, 0.02]), rtol=1e-4)
+    ends = path(jnp.asarray([0.9 * path.t_max, 0.02 * path.t_max]))
+    np.testing.assert_allclose(logsnr[[0, -1]], -2 * np.log(ratios(ends)), atol=2e-4)
 
 
 def test_uniform_logsnr_of_one_step_is_its_start():
-    np.testing.assert_allclose(steps_of(UniformLogSNR(0.9), 1, Linear()), [0.9], rtol=1e-6)
+    np.testing.assert_array_equal(times_of(UniformLogSNR(0.9), 1), [900])
 
 
 @pytest.mark.parametrize("path", [Linear(), Cosine(), Sigmoid()], ids=repr)
@@ -114,7 +114,7 @@ def test_uniform_logsnr_refuses_infinite_ends(path):
         UniformLogSNR(0.9, 0.0)(path, 10)
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 18, 256])
+@pytest.mark.parametrize("num_steps", [1, 2, 18])
 @pytest.mark.parametrize("rho", [7.0, 1.0, 3.0])
 def test_karras_is_the_papers_formula(num_steps, rho):
     """arXiv:2206.00364, Eq. 5, at full float32 accuracy on EDM's path."""
@@ -130,7 +130,7 @@ def test_karras_is_the_papers_formula(num_steps, rho):
 @paths
 def test_karras_has_the_same_ratios_on_every_path(path):
     grid = Karras(0.02, 30.0)
-    np.testing.assert_allclose(ratios(grid(path, 20))[:-1], ratios(grid(Sigma(), 20))[:-1], rtol=1e-4)
+    np.testing.assert_allclose(ratios(grid(path, 12))[:-1], ratios(grid(Sigma(), 12))[:-1], rtol=1e-4)
 
 
 def test_karras_refuses_what_the_path_does_not_reach():
@@ -145,13 +145,13 @@ def test_karras_refuses_what_the_path_does_not_reach():
 
 def test_visited_steps_of_the_papers():
     """arXiv:2305.08891, Table 2 (T = 1000, 10 steps); steps are counted from 1."""
-    np.testing.assert_array_equal(steps_of(Trailing(), 10), [1000, 900, 800, 700, 600, 500, 400, 300, 200, 100])
-    np.testing.assert_array_equal(steps_of(Leading(), 10), [901, 801, 701, 601, 501, 401, 301, 201, 101, 1])
+    np.testing.assert_array_equal(times_of(Trailing(), 10), [1000, 900, 800, 700, 600, 500, 400, 300, 200, 100])
+    np.testing.assert_array_equal(times_of(Leading(), 10), [901, 801, 701, 601, 501, 401, 301, 201, 101, 1])
 
 
-@pytest.mark.parametrize("num_steps", [1, 3, 7, 64, 999, 1000])
+@pytest.mark.parametrize("num_steps", [1, 7, 64, 999])
 def test_spaced_steps_are_distinct_steps_of_the_chain(num_steps):
-    trailing, leading = (steps_of(grid, num_steps) for grid in (Trailing(), Leading()))
+    trailing, leading = (times_of(grid, num_steps) for grid in (Trailing(), Leading()))
     for steps in trailing, leading:
         assert len(set(steps)) == num_steps and set(steps) <= set(range(1, 1001))
     assert trailing[0] == 1000 and leading[-1] == 1
@@ -161,8 +161,8 @@ def test_spaced_steps_are_distinct_steps_of_the_chain(num_steps):
 
 
 def test_a_chain_on_another_clock():
-    np.testing.assert_allclose(steps_of(Trailing(100), 4, Linear()), [1, 0.75, 0.5, 0.25], rtol=1e-6)
-    np.testing.assert_array_equal(steps_of(Leading(100), 4, DiscreteVP(400)), [304, 204, 104, 4])
+    np.testing.assert_array_equal(times_of(Trailing(100), 4, t_max=1.0), [1, 0.75, 0.5, 0.25])
+    np.testing.assert_array_equal(times_of(Leading(100), 4, t_max=400.0), [304, 204, 104, 4])
 
 
 def test_jit_is_no_jit():

@@ -73,9 +73,8 @@ def test_round_trip_or_refusal(path, prediction):
         except ValueError as error:
             assert "\n" not in str(error)
             assert level.alpha[i] == 0 or level.sigma[i] == 0
-    assert len(solvable) >= 9
-    level = Level(*(part[np.array(solvable)] for part in level))
-    x0, eps = pictures(len(solvable))
+    assert len(solvable) >= level.alpha.size - 2
+    x0, eps = pictures(level.alpha.size)
     x, out = diffuse(level, x0, eps), target(prediction, level, x0, eps)
     found = estimate(prediction, level, x, out)
     a, b = (np.abs(f64(part)) for part in prediction.row(level))
@@ -84,8 +83,10 @@ def test_round_trip_or_refusal(path, prediction):
     size_x = alpha * np.abs(x0) + sigma * np.abs(eps)
     size_out = a * np.abs(x0) + b * np.abs(eps)
     bound = 6 * 2.0**-24
-    assert np.all(np.abs(found.x0 - x0) <= bound * (b * size_x + sigma * size_out) / d + 1e-30)
-    assert np.all(np.abs(found.eps - eps) <= bound * (alpha * size_out + a * size_x) / d + 1e-30)
+    with np.errstate(all="ignore"):
+        limits = bound * (b * size_x + sigma * size_out) / d, bound * (alpha * size_out + a * size_x) / d
+    for got, wanted, limit in zip(found, (x0, eps), limits, strict=True):
+        assert np.all((np.abs(got - wanted) <= limit + 1e-30)[solvable])
 
 
 @paths
@@ -102,11 +103,12 @@ def test_v_is_well_conditioned_everywhere(path):
 @paths
 @each
 def test_estimate_keeps_x(path, prediction):
-    level = path(times(path)[2:9])
-    x, out = pictures(7, seed=2)
+    level = path(times(path))
+    x, out = pictures(level.alpha.size, seed=2)
     x0, eps = estimate(prediction, level, x, out)
     size = np.abs(f64(level.alpha) * x0) + np.abs(f64(level.sigma) * eps) + 1
-    assert np.all(np.abs(diffuse(level, x0, eps) - x) < 1e-5 * size)
+    inside = slice(2, 9)
+    assert np.all((np.abs(diffuse(level, x0, eps) - x) < 1e-5 * size)[inside])
 
 
 def test_rows_and_dets_are_the_table():
@@ -192,7 +194,7 @@ def test_feeds(path):
     t = times(path)
     level = path(t)
     angle = np.asarray(Angle(1000.0)(level))
-    assert np.all(np.diff(angle) > 0)
+    assert np.all(np.diff(angle) >= 0) and np.all(np.diff(angle[1:-2]) > 0)
     assert angle[0] == 0 or isinstance(path, GeometricVE)
     ratio = np.asarray(level.sigma, float) / np.maximum(np.asarray(level.alpha, float), 1e-300)
     np.testing.assert_allclose(angle, np.arctan(ratio) * 2000 / np.pi, rtol=2e-6)
@@ -201,10 +203,10 @@ def test_feeds(path):
     own = PathTime(path, scale=999.0, offset=-1.0)(level)
     np.testing.assert_allclose(own, 999 * np.asarray(t, float) - 1, atol=3e-4 * path.t_max)
     assert own[0] == -1 and own[-1] == np.float32(999 * path.t_max) - 1
-    middle = Level(level.alpha[2:9], level.sigma[2:9])
-    np.testing.assert_allclose(LogRatio(0.25)(middle), np.log(ratio[2:9]) / 4, rtol=1e-5, atol=1e-6)
-    # VE networks are fed log(sigma) itself.
-    np.testing.assert_allclose(LogRatio(1.0)(middle), np.log(ratio[2:9]), rtol=1e-5, atol=1e-6)
+    # VE networks are fed log(sigma) itself, EDM's a quarter of it.
+    for scale in 1.0, 0.25:
+        fed = LogRatio(scale)(level)[2:9]
+        np.testing.assert_allclose(fed, scale * np.log(ratio[2:9]), rtol=1e-5, atol=1e-6)
 
 
 def test_sigma_data_must_be_positive():

@@ -160,3 +160,17 @@ def test_a_weight_for_uniform_times_does_not_see_the_clock(weight):
 def test_unit_weights_broadcast_with_the_level():
     for a, weight in itertools.product([jnp.array(0.6), jnp.full(3, 0.6)], [One(), SNR(), P2(), EDMWeight()]):
         assert weight(Level(a, a)).shape == a.shape
+
+
+@pytest.mark.parametrize(
+    "make, flag",
+    [
+        (lambda: MinSNR(0.0), "--weight.gamma"),
+        (lambda: P2(k=0.0), "--weight.k"),
+        (lambda: EDMWeight(0.0), "--weight.sigma-data"),
+    ],
+)
+def test_errors_are_one_line_and_name_the_flag(make, flag):
+    with pytest.raises(ValueError) as error:
+        make()
+    assert flag in str(error.value) and "\n" not in str(error.value)

@@ -39,11 +39,19 @@ def prepared(tmp_path_factory, png):
     def tiny(split, i):
         level = i * 10 if split == "train" else 200 + i
         image = png(np.full((6, 8, 3), level, np.uint8))
-        return {"photo": b"broken" if (split, i) == ("test", 3) else image, "kind": i % 3, "caption": f"{split} {i}"}
+        return {
+            "photo": b"broken" if (split, i) == ("test", 3) else image,
+            "label": i % 3,
+            "coarse": 0,
+            "caption": f"{split} {i}",
+            "id": "x",
+        }
 
     features = {
         "photo": tfds.features.Image(shape=(None, None, 3)),
-        "kind": tfds.features.ClassLabel(names=["a", "b", "c"]),
+        "coarse": tfds.features.ClassLabel(names=["all"]),
+        "label": tfds.features.ClassLabel(names=["a", "b", "c"]),
+        "id": tfds.features.Text(),
         "caption": tfds.features.Text(),
     }
     for cls in (

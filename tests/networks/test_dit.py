@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.networks.dit import Block, DiT, rotate, sincos_positions
+from jaxdiff.networks.dit import Block, DiT, rotate, sincos_positions, stacked
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (2, 4, 8, 3))
@@ -47,14 +47,12 @@ def test_the_scanned_blocks_are_the_blocks_one_after_the_other(grid, initial):
     h, emb = jax.random.normal(KEY, (2, 8, 16)), jax.random.normal(KEY, (2, 16))
     fields = (2, 4, grid, net.qk_norm, 0.0, False, "float32")
 
-    def scanned(module, h, emb):
-        return module._blocks(2, 4, False)(h, emb)[0]
-
-    stacked = jax.jit(lambda p: net.apply({"params": {"blocks": p}}, h, emb, method=scanned))(params)
+    stack = stacked(net.depth, "none")(*fields)
+    together, _ = jax.jit(stack.apply)({"params": params}, h, emb)
     block = jax.jit(Block(*fields).apply)
     for i in range(net.depth):
         h, _ = block({"params": jax.tree.map(lambda leaf, i=i: leaf[i], params)}, h, emb)
-    np.testing.assert_allclose(stacked, h, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(together, h, rtol=1e-6, atol=1e-6)
 
 
 def test_recomputation_changes_neither_values_nor_gradients(initial):

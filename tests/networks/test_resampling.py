@@ -65,5 +65,5 @@ def test_space_to_depth_round_trip_and_content():
 
 @pytest.mark.parametrize("taps", [(1, 2, 1), (1, -1)])
 def test_taps_that_cannot_work_are_refused(taps):
-    with pytest.raises(ValueError, match="--network.resample-taps"):
+    with pytest.raises(ValueError, match=r"--network.resample-taps"):
         downsample(jnp.ones((1, 4, 4, 1)), taps)

@@ -227,5 +227,7 @@ def test_interior_is_trained_for_variance_and_ends_for_the_bound():
     inner = [k for k in schedule if k not in ("gamma_min", "gamma_span")]
     assert inner
     for name in inner:
-        for a, b in zip(jax.tree.leaves(got["schedule"][name]), jax.tree.leaves(variance["schedule"][name]), strict=True):
+        for a, b in zip(
+            jax.tree.leaves(got["schedule"][name]), jax.tree.leaves(variance["schedule"][name]), strict=True
+        ):
             np.testing.assert_allclose(a, b, rtol=2e-2, atol=1e-5)

@@ -146,7 +146,6 @@ def test_folder_without_a_run_says_so(tmp_path):
 
 def test_interrupted_write_leaves_the_old_config(tmp_path, monkeypatch):
     prepare_workdir(tmp_path, CONFIG)
-    monkeypatch.setattr(workdir.json, "dumps", lambda *_, **__: "{half")
     monkeypatch.setattr(type(workdir.epath.Path(tmp_path)), "replace", lambda *_: (_ for _ in ()).throw(SystemExit))
     with pytest.raises(SystemExit):
         workdir.write_json(workdir.epath.Path(tmp_path) / "config.json", {})

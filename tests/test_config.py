@@ -1,0 +1,90 @@
+"""Configs: every preset survives JSON, builds, and keeps what its paper says about size."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxdiff import build
+from jaxdiff.config import Config, from_json, to_json
+from jaxdiff.core.gaussian import check_solvable
+from jaxdiff.presets import PRESETS, preset
+from jaxdiff.training.optim import optimizer
+from jaxdiff.training.step import init_state
+
+PARAMETERS = {
+    "cifar10_ddpm": 35.7e6,
+    "cifar10_edm": 55.7e6,
+    "imagenet64_adm": 295.9e6,
+}
+"""Sizes that the papers state."""
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_survives_json(name):
+    config = preset(name)
+    again = from_json(json.loads(json.dumps(to_json(config))))
+    assert again == config
+    assert to_json(again) == to_json(config)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_builds(name):
+    """By shapes alone: parameters, one step's loss, and the sampler's levels."""
+    config = preset(name)
+    params = jax.eval_shape(lambda: build.init_run(config, jax.random.key(0)))
+    count = sum(math.prod(p.shape) for p in jax.tree.leaves(params))
+    if name in PARAMETERS:
+        assert count == pytest.approx(PARAMETERS[name], rel=2e-3)
+    b, shape = 2, build.image_shape(config)
+    raw = {"image": jax.ShapeDtypeStruct((b, *shape), jnp.uint8)}
+    if config.data.labels and config.network.num_classes:
+        raw["label"] = jax.ShapeDtypeStruct((b,), jnp.int32)
+    if config.data.augment:
+        raw["augment"] = jax.ShapeDtypeStruct((b, 9), jnp.float32)
+    row = jax.ShapeDtypeStruct((b,), jnp.int32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    loss, _ = jax.eval_shape(build.loss_fn(config), params, key, raw, row)
+    assert loss.shape == () and loss.dtype == jnp.float32
+    losses = jax.eval_shape(build.losses_fn(config), params, key, raw, row, jax.ShapeDtypeStruct((b,), jnp.float32))
+    assert losses.shape == (b,)
+    jax.eval_shape(lambda p: init_state(p, optimizer(config.optim, config.steps), config.ema), params)
+
+
+@pytest.mark.parametrize("name", [n for n in PRESETS if n != "cifar10_vdm"])
+def test_preset_samples_where_its_prediction_can_be_solved(name):
+    config = preset(name)
+    levels = build.levels_of(config, config.objective.path_of({}))
+    assert levels.alpha.shape == (config.sampling.steps + 1,)
+    assert float(levels.alpha[-1]) == 1 and float(levels.sigma[-1]) == 0
+    check_solvable(config.objective.prediction, jax.tree.map(lambda a: a[:-1], levels))
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="smileys, emoji"):
+        preset("smilies")
+    with pytest.raises(ValueError, match="Teapot"):
+        from_json({"type": "Teapot"})
+    with pytest.raises(TypeError, match="cannot be stored"):
+        to_json(jnp.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "flag"),
+    [("steps", 0, "--steps"), ("batch_size", 0, "--batch-size"), ("seed", -1, "--seed"), ("keep", 0, "--keep")],
+)
+def test_numbers_out_of_range_are_refused(field, value, flag):
+    with pytest.raises(ValueError, match=f"{value} is not allowed.*{flag}"):
+        dataclasses.replace(preset("smileys"), **{field: value})
+
+
+def test_batch_that_cannot_be_shared_out_is_refused():
+    config = preset("smileys")
+    with pytest.raises(ValueError, match=r"32 is not a multiple of 5 .*--batch-size"):
+        build.check_devices(config, 5)
+    with pytest.raises(ValueError, match=r"num_classes = 0|--network.num-classes"):
+        build.check_data(preset("emoji"), ("a", "b"))
+    assert isinstance(config, Config)
