@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from tqdm import tqdm
@@ -118,9 +119,7 @@ def sample(command: Command) -> None:
     read_config(command.dir)  # refuses a folder that is no run
     stored = steps(command.dir)
     if not stored:
-        raise ValueError(
-            f"{command.dir} has no complete checkpoint yet: let train.py reach --save-every steps"
-        )
+        raise ValueError(f"{command.dir} has no complete checkpoint yet: let train.py reach --save-every steps")
     step = stored[-1] if command.step is None else command.step
     record = read_step_config(command.dir, step)
     config = from_json(record["config"])
@@ -146,7 +145,7 @@ def sample(command: Command) -> None:
         indices = np.arange(first, first + size, dtype=np.int32)
         inputs = shard_batch(mesh, {"index": indices, **build.labels_for(config, indices, label)})
         index = inputs.pop("index")
-        batch = run(params, np.int32(command.seed), index, levels, inputs, np.float32(sampling.cfg_scale))
+        batch = run(params, jnp.int32(command.seed), index, levels, inputs, jnp.float32(sampling.cfg_scale))
         images.append(np.asarray(batch))
     images = np.concatenate(images)[: command.num]
     seconds = time.monotonic() - started
@@ -161,8 +160,8 @@ def sample(command: Command) -> None:
     if command.trajectory:
         few = np.arange(min(8, command.num), dtype=np.int32)
         follow = build.sampler(config, solver, guided, steps_too=True)
-        cond, scale = build.labels_for(config, few, label), np.float32(sampling.cfg_scale)
-        path = np.asarray(follow(params, np.int32(command.seed), few, levels, cond, scale))
+        cond, scale = build.labels_for(config, few, label), jnp.float32(sampling.cfg_scale)
+        path = np.asarray(follow(params, jnp.int32(command.seed), jnp.asarray(few), levels, cond, scale))
         chosen = np.unique(np.linspace(0, len(path) - 1, 10).round().astype(int))
         rows = path[chosen].swapaxes(0, 1).reshape(-1, *path.shape[2:])
         save_png(out / "trajectory.png", contact_sheet(rows, columns=len(chosen)))
@@ -186,7 +185,7 @@ def sample(command: Command) -> None:
 
 def main(args: Sequence[str]) -> None:
     with cli.user_errors():
-        command = cli.parse(Command, "sample.py", args, description=__doc__)
+        command = cli.parse(Command, "sample.py", args, description=__doc__ or "")
         use_every_core(command.batch_size)
         sample(command)
 

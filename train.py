@@ -26,9 +26,10 @@ from jaxdiff.training.validate import make_validate
 from jaxdiff.training.workdir import prepare_workdir
 
 MAY_CHANGE = {
-    f"config.{name}"
-    for name in "steps log_every save_every keep keep_every preview_every validate_every solver grid sampling".split()
-} | {"config.data.workers"}
+    *("config.steps", "config.log_every", "config.save_every", "config.keep", "config.keep_every"),
+    *("config.preview_every", "config.validate_every", "config.solver", "config.grid", "config.sampling"),
+    "config.data.workers",
+}
 """Fields that a resumed run may have otherwise than the run that it resumes."""
 
 
@@ -45,7 +46,7 @@ class Run:
 def read_command(args: Sequence[str]) -> Run:
     """The run that the command line asks for; prints help or one line of error, and ends, where it asks for none."""
     if not args or args[0] in ("-h", "--help"):
-        print(__doc__ + "\npresets:")
+        print(f"{__doc__}\npresets:")
         for name, make in PRESETS.items():
             print(f"  {name:20} {(make.__doc__ or '').splitlines()[0]}")
         print("\npython train.py PRESET --help lists the fields of a preset, with their values.")
@@ -77,15 +78,11 @@ def train(config: Config, workdir: Path) -> None:
         return init_state(build.init_run(config, key_for(config.seed, 0, Purpose.INIT)), rule, config.ema)
 
     place = replicated(mesh)
-    abstract = jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), jax.eval_shape(init)
-    )
+    abstract = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), jax.eval_shape(init))
     checkpoints = open_checkpoints(workdir, config.keep, config.keep_every or None)
     restored = checkpoints.restore_latest(abstract)
     state = restored[1] if restored else jax.jit(init, out_shardings=place)()
-    data = batches(
-        config.data, source, config.batch_size, config.seed, jax.process_index(), jax.process_count()
-    )
+    data = batches(config.data, source, config.batch_size, config.seed, jax.process_index(), jax.process_count())
     if restored:
         data.set_state(restored[2])
     start = int(state.step)

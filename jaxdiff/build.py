@@ -19,9 +19,7 @@ from jaxdiff.sampling.sample import denoiser, image_keys, initial, sample, traje
 from jaxdiff.training.step import conditions, to_unit
 from jaxdiff.training.validate import Losses
 
-Sampler = Callable[
-    [Params, Int[Array, ""], Int[Array, "b"], Level, Cond, Float[Array, ""]], UInt8[Array, "*n b h w c"]
-]
+Sampler = Callable[[Params, Int[Array, ""], Int[Array, "b"], Level, Cond, Float[Array, ""]], UInt8[Array, "*n b h w c"]]
 """``(params, seed, indices, levels, cond, cfg_scale) -> images``; every argument is traced."""
 
 
@@ -36,7 +34,7 @@ def init_run(config: Config, key: Key[Array, ""]) -> Params:
     # Every network is initialised without conditions: the embeddings of the absent ones make the same parameters.
     params = {"network": init_params(config.network, key_net, image_shape(config), {})}
     if isinstance(config.objective, VDM):
-        params["schedule"] = config.objective.path.init(key_path, jnp.zeros(1))["params"]
+        params["schedule"] = config.objective.path.init_params(key_path)
     return params
 
 
@@ -79,9 +77,7 @@ def losses_fn(config: Config) -> Losses:
     return losses
 
 
-def validation_times(
-    config: Config, params: Params, count: int = 10
-) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
+def validation_times(config: Config, params: Params, count: int = 10) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
     """(times, their logSNR): the middles of `count` equally likely parts of the law of the training times."""
     law = config.objective.times
     law = law.law if isinstance(law, Stratified) else law
@@ -171,9 +167,7 @@ def labels_for(config: Config, indices: Int[np.ndarray, "b"], label: int | None 
     classes = config.network.num_classes
     if classes == 0:
         return {}
-    return {
-        "label": jnp.asarray(indices % classes if label is None else np.full_like(indices, label), jnp.int32)
-    }
+    return {"label": jnp.asarray(indices % classes if label is None else np.full_like(indices, label), jnp.int32)}
 
 
 def preview(config: Config, count: int = 64) -> Callable[[Params], UInt8[np.ndarray, "n h w c"]]:

@@ -27,11 +27,10 @@ def parse(cls: type[T], prog: str, args: Sequence[str], default: T | None = None
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            options = {} if default is None else {"default": default}
             config = (tyro.conf.AvoidSubcommands,)
-            return tyro.cli(
-                cls, prog=prog, args=list(args), description=description, config=config, **options
-            )
+            if default is None:
+                return tyro.cli(cls, prog=prog, args=args, description=description, config=config)
+            return tyro.cli(cls, prog=prog, args=args, description=description, config=config, default=default)
     except SystemExit as stop:
         if not stop.code:
             raise

@@ -11,7 +11,6 @@ from tiny import TRAIN
 import sample
 import train
 
-
 CLASSES = [
     *("--data.source", "emoji", "--data.holdout", "0.05"),
     *("--network.num-classes", "10", "--drop", "0.1"),

@@ -10,8 +10,7 @@ from jaxdiff.core.types import Cond
 def absent(cond: Cond) -> Cond:
     """The absent condition of the same shapes and types: what guidance compares with."""
     return {
-        name: jnp.full_like(leaf, -1 if jnp.issubdtype(leaf.dtype, jnp.integer) else 0)
-        for name, leaf in cond.items()
+        name: jnp.full_like(leaf, -1 if jnp.issubdtype(leaf.dtype, jnp.integer) else 0) for name, leaf in cond.items()
     }
 
 

@@ -14,7 +14,7 @@ from typing import cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from jaxdiff.core.types import Level, Params, Path
 
@@ -57,7 +57,11 @@ class LearnedSchedule(nn.Module):
             unit = (self._shape(t) - g0) / (g1 - g0)
         return self.start + jnp.abs(self.span) * unit
 
-    def path(self, params: Params) -> Path:
+    def init_params(self, key: Key[Array, ""]) -> Params:
+        """Initial parameters, float32."""
+        return self.init(key, jnp.zeros(()))["params"]
+
+    def at(self, params: Params) -> Path:
         """The schedule with these parameters as a `Path` with ``t_max = 1``."""
         return SchedulePath(self, params)
 

@@ -29,12 +29,14 @@ ENDS = ("gamma_min", "gamma_span")
 
 @runtime_checkable
 class Schedule(Protocol):
-    """A learned path: a Flax module whose output is the level at t in [0, 1]."""
+    """A learned path, t in [0, 1]: a Flax module (`networks.schedule.LearnedSchedule`)."""
 
-    def apply(self, variables: PyTree, t: Float[Array, "*b"]) -> Level: ...
+    def init_params(self, key: Key[Array, ""]) -> Params:
+        """Initial parameters."""
+        ...
 
-    def path(self, params: Params) -> Path:
-        """The path at these parameters, for sampling."""
+    def at(self, params: Params) -> Path:
+        """The path that these parameters make."""
         ...
 
 
@@ -72,7 +74,7 @@ class VDM:
         """The level at t and gamma'(t)."""
 
         def gamma(t: Float[Array, "b"]) -> tuple[Float[Array, "b"], Level]:
-            level = self.path.apply({"params": params}, t)
+            level = self.path.at(params)(t)
             return -logsnr(level), level
 
         _, rate, level = jax.jvp(gamma, (t,), (jnp.ones_like(t),), has_aux=True)
@@ -80,7 +82,7 @@ class VDM:
 
     def _ends(self, schedule: Params, key: Key[Array, ""], batch: Batch) -> Float[Array, "b"]:
         """Prior KL and reconstruction, nats per dimension."""
-        first, last = (self.path.apply({"params": schedule}, jnp.array(t)) for t in (0.0, 1.0))
+        first, last = map(self.path.at(schedule), jnp.array([0.0, 1.0]))
         var = jnp.square(last.sigma)
         prior = 0.5 * (var + jnp.square(last.alpha * batch.x0) - jnp.log(var) - 1)
         # p(x | z_0) over the 256 values, proportional to N(z_0; alpha_0 x, sigma_0^2) (Eq. 12). With r = sigma/alpha
@@ -119,9 +121,7 @@ class VDM:
         key_noise, key_first, key_drop, key_net = jax.random.split(key, 4)
         cond = drop(key_drop, batch.cond, self.drop) if train else batch.cond
 
-        def net(
-            params: Params, x: Float[Array, "b h w c"], cur: Level, nxt: Level
-        ) -> Float[Array, "b h w c"]:
+        def net(params: Params, x: Float[Array, "b h w c"], cur: Level, nxt: Level) -> Float[Array, "b h w c"]:
             return apply(params, x, cur, nxt, cond, key_net if train else None)
 
         schedule = params["schedule"]
@@ -150,7 +150,8 @@ class VDM:
     def losses(
         self, apply: ApplyFn, params: Params, key: Key[Array, ""], batch: Batch, t: Float[Array, "b"]
     ) -> Float[Array, "b"]:
-        return sum(self._errors(apply, params, key, batch, t, train=False))
+        ends, diffusion = self._errors(apply, params, key, batch, t, train=False)
+        return ends + diffusion
 
     def path_of(self, params: Params) -> Path:
-        return self.path.path(params["schedule"])
+        return self.path.at(params["schedule"])

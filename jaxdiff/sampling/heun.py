@@ -79,9 +79,7 @@ class Heun:
         ratio = jnp.where(inside, ratio, 1.0)
         level = path(path.invert((1 + gamma) * ratio))
         added = jnp.sqrt(jnp.maximum(jnp.square(level.sigma / level.alpha) - jnp.square(ratio), 0.0))
-        churned = level.alpha * (
-            x / jnp.where(inside, cur.alpha, 1.0) + self.noise * added * normal_like(keys, x)
-        )
+        churned = level.alpha * (x / jnp.where(inside, cur.alpha, 1.0) + self.noise * added * normal_like(keys, x))
         return jax.tree.map(lambda a, b: jnp.where(inside, a, b), (churned, level), (x, cur))
 
     def nfe(self, num_steps: int) -> int:

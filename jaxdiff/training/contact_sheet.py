@@ -11,9 +11,7 @@ GAP = 2
 """White pixels around each picture."""
 
 
-def contact_sheet(
-    images: UInt8[np.ndarray, "n h w c"], columns: int | None = None
-) -> UInt8[np.ndarray, "H W c"]:
+def contact_sheet(images: UInt8[np.ndarray, "n h w c"], columns: int | None = None) -> UInt8[np.ndarray, "H W c"]:
     """n pictures in rows of `columns` (about sqrt(n) if not given), on white."""
     n, h, w, c = images.shape
     columns = columns or math.ceil(math.sqrt(n))

@@ -34,9 +34,7 @@ class Monitor:
     `quiet`, as on all hosts but the first, it only checks.
     """
 
-    def __init__(
-        self, workdir: Path, start: int, steps: int, batch_size: int, every: int, quiet: bool = False
-    ):
+    def __init__(self, workdir: Path, start: int, steps: int, batch_size: int, every: int, quiet: bool = False):
         self._workdir, self._every, self._batch_size = workdir, every, batch_size
         self._pending: list[tuple[int, Mapping[str, Array]]] = []
         self._history: deque[tuple[int, float]] = deque(maxlen=HISTORY)
@@ -68,9 +66,7 @@ class Monitor:
         loss = means["loss"]
         self._history.append((steps[-1], loss))
         if loss > BLOW_UP * self._best and loss > self._history[0][1]:
-            self._diverged(
-                steps[-1], values[-1], f"is over {BLOW_UP:g} times its best mean, {self._best:.4g}"
-            )
+            self._diverged(steps[-1], values[-1], f"is over {BLOW_UP:g} times its best mean, {self._best:.4g}")
         self._best = min(self._best, abs(loss))
         now = time.monotonic()
         rate = len(steps) * self._batch_size / max(now - self._clock, 1e-9)
@@ -80,9 +76,7 @@ class Monitor:
         self.scalars(steps[-1], means | {"images_per_second": rate})
 
     def _diverged(self, step: int, metrics: Mapping[str, np.ndarray], what: str) -> None:
-        norms = {
-            k.removeprefix("grad_norm/"): float(v) for k, v in metrics.items() if k.startswith("grad_norm/")
-        }
+        norms = {k.removeprefix("grad_norm/"): float(v) for k, v in metrics.items() if k.startswith("grad_norm/")}
         norms = dict(sorted(norms.items(), key=lambda item: np.nan_to_num(-item[1], nan=-np.inf)))
         diagnosis = {
             "step": step,

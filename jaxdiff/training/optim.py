@@ -101,9 +101,7 @@ class Optim:
             value = getattr(self, name)
             if not low <= value < float("inf"):
                 flag = name.replace("_", "-")
-                raise ValueError(
-                    f"{name} = {value} is not allowed: at least {low} and finite (--optim.{flag})"
-                )
+                raise ValueError(f"{name} = {value} is not allowed: at least {low} and finite (--optim.{flag})")
 
 
 def rate_schedule(optim: Optim, steps: int) -> optax.Schedule:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from jaxdiff.core.types import ApplyFn, Cond, Params
+from jaxdiff.core.types import Cond, Params
 from jaxdiff.training import ema
 from jaxdiff.training.state import Purpose, TrainState, key_for
 
@@ -45,9 +45,7 @@ def module_norms(grads: PyTree) -> Metrics:
 
 
 def make_step(
-    loss: Callable[
-        [Params, Key[Array, ""], Raw, Int[Array, "b"]], tuple[Float[Array, ""], Mapping[str, Array]]
-    ],
+    loss: Callable[[Params, Key[Array, ""], Raw, Int[Array, "b"]], tuple[Float[Array, ""], Mapping[str, Array]]],
     optimizer: optax.GradientTransformation,
     averages: tuple[ema.Average, ...],
     seed: int,
@@ -64,9 +62,7 @@ def make_step(
         if accumulate == 1:
             return value_and_grad(params, key, raw, rows)
         # Part i holds rows i, i + accumulate ...: every device keeps an equal share of each part.
-        parts = jax.tree.map(
-            lambda a: jnp.moveaxis(a.reshape(-1, accumulate, *a.shape[1:]), 1, 0), (dict(raw), rows)
-        )
+        parts = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, accumulate, *a.shape[1:]), 1, 0), (dict(raw), rows))
 
         def part(i: Int[Array, ""]) -> PyTree:
             raw, rows = jax.tree.map(lambda a: a[i], parts)

@@ -9,9 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxdiff.core.types import Params
 
-Losses = Callable[
-    [Params, Key[Array, ""], Mapping[str, Array], Int[Array, "b"], Float[Array, "b"]], Float[Array, "b"]
-]
+Losses = Callable[[Params, Key[Array, ""], Mapping[str, Array], Int[Array, "b"], Float[Array, "b"]], Float[Array, "b"]]
 """``(params, key, raw batch, rows, t) -> loss of each example``."""
 
 

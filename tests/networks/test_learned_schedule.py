@@ -55,7 +55,7 @@ def test_linear_in_time_without_the_interior_and_not_with_it():
 
 
 def test_a_path_whose_inverse_finds_the_time():
-    path = LEARNED.path(parameters(LEARNED))
+    path = LEARNED.at(parameters(LEARNED))
     assert path.t_max == 1.0
     level = jax.jit(path)(T)
     found = jax.jit(path.invert)(level.sigma / level.alpha)

@@ -172,7 +172,7 @@ def test_bound_sends_no_gradient_to_the_mean_and_trains_the_variance():
 def vdm(interior: bool) -> tuple[VDM, dict]:
     schedule = LearnedSchedule(-6.0, 3.0, interior=interior, hidden=8)
     objective = VDM(schedule, predictions.Eps(), times.Stratified(), interior=interior)
-    return objective, schedule.init(jax.random.key(4), jnp.zeros(1))["params"]
+    return objective, schedule.init_params(jax.random.key(4))
 
 
 @pytest.mark.parametrize("interior", [False, True])

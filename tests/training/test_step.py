@@ -77,7 +77,8 @@ def test_average_and_step_follow_the_parameters():
     for n in (1, 2, 3):
         previous = previous + 0.1 * (run(1, steps=n)[0].params["network"]["mix"]["w"] - previous)
     np.testing.assert_allclose(state.ema[0]["network"]["mix"]["w"], previous, rtol=1e-5)
-    np.testing.assert_array_equal(averaged(jax.tree.map(jnp.asarray, state))["network"]["mix"]["w"], state.ema[0]["network"]["mix"]["w"])
+    shown = averaged(jax.tree.map(jnp.asarray, state))
+    np.testing.assert_array_equal(shown["network"]["mix"]["w"], state.ema[0]["network"]["mix"]["w"])
 
 
 def test_module_norms_make_up_the_whole_norm():
