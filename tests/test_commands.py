@@ -1,5 +1,6 @@
 """What a user meets: help, the files that the commands write, and every mistake as one line."""
 
+import dataclasses
 import json
 import os
 
@@ -10,6 +11,7 @@ from tiny import TRAIN
 
 import sample
 import train
+from jaxdiff.training.ema import Decay, Power
 
 CLASSES = [
     *("--data.source", "emoji", "--data.holdout", "0.05"),
@@ -101,6 +103,22 @@ def test_label_by_name_guidance_and_averages(trained, tmp_path):
     np.testing.assert_array_equal(by_name, by_number)
     assert np.any(images("--ema", "none") != images("--ema", "0.999"))
     assert images("--solver", "heun", "--step", 8).shape == (8, 8, 8, 3)
+
+
+def test_any_length_of_average_after_training(capsys, tmp_path):
+    run = train.read_command([*TRAIN, "--workdir", str(tmp_path / "run")])
+    train.train(dataclasses.replace(run.config, ema=(Decay(0.9), Power(0.05), Power(0.1))), run.workdir)
+
+    def images(length: str):
+        sample.main(
+            [str(run.workdir), "--out", str(tmp_path / length), "--num", "8", "--batch-size", "8", "--ema", length]
+        )
+        return np.asarray(Image.open(tmp_path / length / "grid.png")).astype(int)
+
+    short, between, long = images("0.05"), images("0.07"), images("0.1")
+    assert np.any(short != between) and np.any(between != long)
+    assert np.abs(between - short).mean() < np.abs(long - short).mean()
+    assert "0.2887" in fails(capsys, sample.main, run.workdir, "--out", tmp_path / "no", "--ema", "0.5")
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def cifar10_edm() -> Config:
     images = 200_000_000  # Table 7: duration, in images
     batch = 512  # Table 7
     return Config(
-        data=Data("tfds:cifar10", size=32, flip=True, labels=False, augment=0.12),  # Table 7; App. F.2
+        data=Data("tfds:cifar10", size=32, labels=False, augment=0.12),  # Table 7; App. F.2 mirrors too
         network=_ddpmpp(channel_mults=(2, 2, 2), dropout=0.13, augment_dim=9),  # Table 7: DDPM++, 55.7 M parameters
         objective=Denoising(
             path=paths.Sigma(80.0),  # Table 1

@@ -84,11 +84,12 @@ def fashion_mnist() -> Config:
         ),
         objective=dataclasses.replace(OBJECTIVE, drop=0.1),
         optim=optim.Optim(learning_rate=1e-3, warmup=100, decay=optim.CosineDecay(), clip=1.0),
-        ema=(ema.Decay(0.999),),
+        # Two power-function averages, of which any other length can be made: sample.py --ema 0.07.
+        ema=(ema.Decay(0.999), ema.Power(0.05), ema.Power(0.10)),
         sampling=Sampling(steps=50),
-        steps=4000,
+        steps=2500,
         batch_size=64,
         save_every=500,
-        preview_every=2000,
-        validate_every=2000,
+        preview_every=1250,
+        validate_every=1250,
     )

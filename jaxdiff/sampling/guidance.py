@@ -38,7 +38,7 @@ def pair(apply: ApplyFn, params: Params, prediction: Prediction, cond: Cond) -> 
 
     def beliefs(x: Image, cur: Level, nxt: Level) -> tuple[Estimate, Estimate]:
         together = denoise(jnp.repeat(x, 2, axis=0), cur, nxt)
-        main, ref = (Estimate(*(a[i::2] for a in together)) for i in range(2))
+        main, ref = (Estimate(*(a.reshape(-1, 2, *x.shape[1:])[:, i] for a in together)) for i in range(2))
         return main, ref
 
     return beliefs

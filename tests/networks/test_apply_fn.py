@@ -52,24 +52,29 @@ def test_a_key_means_training():
     assert jnp.abs(trained - apply(params, X, ONES, ONES, cond, jax.random.key(1))).max() > 1000
 
 
-def test_initial_parameters_are_float32_and_follow_from_the_key():
+def test_initial_parameters_are_float32_and_follow_from_the_key(quick):
     net = UNet(channels=8, channel_mults=(1,), blocks_per_level=1, num_classes=2, dtype="bfloat16")
     cond = {"label": jnp.zeros(5, jnp.int32)}
-    params = init_params(net, jax.random.key(0), (8, 8, 3), cond)
-    again = init_params(net, jax.random.key(0), (8, 8, 3), cond)
+
+    @quick
+    def init(key):
+        return init_params(net, key, (8, 8, 3), cond)
+
+    params, again = init(jax.random.key(0)), init(jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     jax.tree.map(np.testing.assert_array_equal, params, again)
     kernel = params["conv_in"]["kernel"]
     limit = np.sqrt(6 / (9 * 3 + 9 * 8))  # Glorot's uniform law
     assert 0.8 * limit < jnp.abs(kernel).max() <= limit
-    other = init_params(net, jax.random.key(1), (8, 8, 3), cond)["conv_in"]["kernel"]
+    other = init(jax.random.key(1))["conv_in"]["kernel"]
     assert jnp.abs(kernel - other).max() > 0.1 * limit
 
 
 @pytest.mark.parametrize("labels", [jnp.array([-1, -1, -1]), None], ids=["null", "missing"])
-def test_a_condition_may_be_absent(labels):
+def test_a_condition_may_be_absent(labels, quick):
     net = UNet(channels=8, channel_mults=(1,), blocks_per_level=1, num_classes=2, attention_resolutions=())
-    params = init_params(net, jax.random.key(0), (4, 4, 2), {})
+    params = quick(lambda: init_params(net, jax.random.key(0), (4, 4, 2), {}))()
     cond = {} if labels is None else {"label": labels}
-    out = apply_fn(net, EDM(0.5))(params, X, ONES, ONES, cond)
+    apply = apply_fn(net, EDM(0.5))
+    out = quick(lambda p: apply(p, X, ONES, ONES, cond))(params)
     assert out.shape == X.shape and out.dtype == jnp.float32

@@ -12,28 +12,25 @@ TINY = DiT(patch=2, width=16, depth=3, heads=2, num_classes=4)
 ROTARY = TINY.clone(positions="rotary", qk_norm=True, learned_variance=True)
 
 
-def randomised(params, scale=0.2):
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    noisy = [leaf + scale * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noisy)
+@pytest.fixture(scope="module")
+def initial(quick):
+    return {net: quick(net.init)(KEY, X, NOISE, {})["params"] for net in (TINY, ROTARY)}
 
 
 @pytest.fixture(scope="module")
-def initial():
-    return {net: jax.jit(net.init)(KEY, X, NOISE, {})["params"] for net in (TINY, ROTARY)}
+def run(quick):
+    def run(net, params, cond=None, x=X):
+        return quick(lambda p: net.apply({"params": p}, x, NOISE, cond or {}))(params)
 
-
-def run(net, params, cond=None, x=X):
-    return jax.jit(lambda p: net.apply({"params": p}, x, NOISE, cond or {}))(params)
+    return run
 
 
 @pytest.mark.parametrize("net", [TINY, ROTARY], ids=["sincos", "rotary"])
-def test_output_starts_at_zero_and_bfloat16_stays_close_to_float32(net, initial):
+def test_output_starts_at_zero_and_bfloat16_stays_close_to_float32(net, initial, run, randomised):
     start = run(net, initial[net])
     assert start.shape == (2, 4, 8, 6 if net.learned_variance else 3)
     np.testing.assert_array_equal(start, 0)
-    params = randomised(initial[net])
+    params = randomised(initial[net], 0.2)
     wide, narrow = run(net, params), run(net.clone(dtype="bfloat16"), params)
     assert narrow.dtype == wide.dtype == jnp.float32
     assert float(wide.std()) > 0.1
@@ -41,25 +38,25 @@ def test_output_starts_at_zero_and_bfloat16_stays_close_to_float32(net, initial)
 
 
 @pytest.mark.parametrize("grid", [None, (2, 4)], ids=["plain", "rotary"])
-def test_the_scanned_blocks_are_the_blocks_one_after_the_other(grid, initial):
+def test_the_scanned_blocks_are_the_blocks_one_after_the_other(grid, initial, quick, randomised):
     net = TINY if grid is None else ROTARY
-    params = randomised(initial[net])["blocks"]
+    params = randomised(initial[net], 0.2)["blocks"]
     h, emb = jax.random.normal(KEY, (2, 8, 16)), jax.random.normal(KEY, (2, 16))
     fields = (2, 4, grid, net.qk_norm, 0.0, False, "float32")
 
     stack = stacked(net.depth, "none")(*fields)
-    together, _ = jax.jit(stack.apply)({"params": params}, h, emb)
-    block = jax.jit(Block(*fields).apply)
+    together, _ = quick(stack.apply)({"params": params}, h, emb)
+    block = quick(Block(*fields).apply)
     for i in range(net.depth):
         h, _ = block({"params": jax.tree.map(lambda leaf, i=i: leaf[i], params)}, h, emb)
     np.testing.assert_allclose(together, h, rtol=1e-6, atol=1e-6)
 
 
-def test_recomputation_changes_neither_values_nor_gradients(initial):
-    params = randomised(initial[TINY])
+def test_recomputation_changes_neither_values_nor_gradients(initial, quick, randomised):
+    params = randomised(initial[TINY], 0.2)
 
     def gradient(net):
-        return jax.jit(jax.value_and_grad(lambda p: jnp.sum(net.apply({"params": p}, X, NOISE, {}) ** 2)))(params)
+        return quick(jax.value_and_grad(lambda p: jnp.sum(net.apply({"params": p}, X, NOISE, {}) ** 2)))(params)
 
     plain = gradient(TINY)
     for remat in ("dots", "full"):
@@ -67,8 +64,8 @@ def test_recomputation_changes_neither_values_nor_gradients(initial):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), plain, other)
 
 
-def test_labels_and_their_absence(initial):
-    params = randomised(initial[TINY])
+def test_labels_and_their_absence(initial, run, randomised):
+    params = randomised(initial[TINY], 0.2)
     null = run(TINY, params)
     np.testing.assert_array_equal(run(TINY, params, {"label": jnp.array([-1, -1])}), null)
     labelled = run(TINY, params, {"label": jnp.array([3, -1])})
@@ -77,9 +74,9 @@ def test_labels_and_their_absence(initial):
 
 
 @pytest.mark.parametrize("net", [TINY, ROTARY], ids=["sincos", "rotary"])
-def test_tokens_know_where_they_are(net, initial):
+def test_tokens_know_where_they_are(net, initial, run, randomised):
     """Two patches change places: without positions their outputs would just do the same."""
-    params = randomised(initial[net])
+    params = randomised(initial[net], 0.2)
     swapped = jnp.concatenate([X[:, :, 2:4], X[:, :, :2], X[:, :, 4:]], axis=2)
     out, other = run(net, params), run(net, params, x=swapped)
     assert jnp.abs(other[:, :, 4:] - out[:, :, 4:]).max() > 1e-3
@@ -104,11 +101,11 @@ def test_fixed_positions_tell_rows_and_columns_apart():
     np.testing.assert_allclose((flat**2).sum(-1), 8, rtol=1e-5)
 
 
-def test_dropout_only_in_training(initial):
-    net, params = TINY.clone(dropout=0.5), randomised(initial[TINY])
+def test_dropout_only_in_training(initial, run, quick, randomised):
+    net, params = TINY.clone(dropout=0.5), randomised(initial[TINY], 0.2)
     np.testing.assert_array_equal(run(net, params), run(TINY, params))
 
-    @jax.jit
+    @quick
     def train(key):
         return net.apply({"params": params}, X, NOISE, {}, train=True, rngs={"dropout": key})
 

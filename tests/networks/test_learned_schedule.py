@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,25 +12,24 @@ LEARNED = LearnedSchedule(hidden=32)
 LINEAR = LearnedSchedule(interior=False)
 
 
-def initial(schedule, seed=0):
-    return jax.jit(schedule.init)(jax.random.key(seed), T)["params"]
+@pytest.fixture(scope="module")
+def initial(quick):
+    return lambda schedule, seed=0: quick(schedule.init)(jax.random.key(seed), T)["params"]
 
 
-def parameters(schedule, seed=0, scale=1.5):
+@pytest.fixture(scope="module")
+def parameters(initial, randomised):
     """Parameters as after some training: far from the initial ones."""
-    params = initial(schedule, seed)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    moved = [leaf + scale * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, moved)
+    return lambda schedule, seed=0: randomised(initial(schedule, seed), 1.5, seed)
 
 
-def gamma(schedule, params, t):
-    return jax.jit(lambda p: schedule.apply({"params": p}, t, method="gamma"))(params)
+@pytest.fixture(scope="module")
+def gamma(quick):
+    return lambda schedule, params, t: quick(partial(schedule.apply, method="gamma"))({"params": params}, t)
 
 
 @pytest.mark.parametrize("schedule", [LEARNED, LINEAR], ids=["learned", "linear"])
-def test_ends_are_those_asked_for_and_noise_only_grows(schedule):
+def test_ends_are_those_asked_for_and_noise_only_grows(schedule, gamma, initial, parameters):
     ends = gamma(schedule, initial(schedule), jnp.array([0.0, 1.0]))
     np.testing.assert_allclose(ends, [-13.3, 5.0], rtol=1e-6)
     for seed in range(3):
@@ -39,7 +40,7 @@ def test_ends_are_those_asked_for_and_noise_only_grows(schedule):
         assert values[-1] == pytest.approx(float(moved["gamma_min"] + moved["gamma_span"]), abs=1e-4)
 
 
-def test_levels_are_variance_preserving_and_of_that_snr():
+def test_levels_are_variance_preserving_and_of_that_snr(gamma, parameters):
     params = parameters(LEARNED)
     level = LEARNED.apply({"params": params}, T)
     np.testing.assert_allclose(level.alpha**2 + level.sigma**2, 1, atol=1e-6)
@@ -47,23 +48,23 @@ def test_levels_are_variance_preserving_and_of_that_snr():
     np.testing.assert_allclose(log_ratio, gamma(LEARNED, params, T), atol=1e-4)
 
 
-def test_linear_in_time_without_the_interior_and_not_with_it():
+def test_linear_in_time_without_the_interior_and_not_with_it(gamma, parameters):
     straight = gamma(LINEAR, parameters(LINEAR), T)
     np.testing.assert_allclose(straight, jnp.linspace(straight[0], straight[-1], 65), atol=1e-4)
     bent = gamma(LEARNED, parameters(LEARNED), T)
     assert jnp.abs(bent - jnp.linspace(bent[0], bent[-1], 65)).max() > 1e-2
 
 
-def test_a_path_whose_inverse_finds_the_time():
+def test_a_path_whose_inverse_finds_the_time(quick, parameters):
     path = LEARNED.at(parameters(LEARNED))
     assert path.t_max == 1.0
-    level = jax.jit(path)(T)
-    found = jax.jit(path.invert)(level.sigma / level.alpha)
+    level = quick(path)(T)
+    found = quick(path.invert)(level.sigma / level.alpha)
     np.testing.assert_allclose(found, T, atol=1e-5)
     np.testing.assert_allclose(path.invert(jnp.array([0.0, jnp.inf])), [0, 1], atol=1e-6)
 
 
-def test_a_scalar_time_and_a_batch_agree_and_gradients_reach_every_parameter():
+def test_a_scalar_time_and_a_batch_agree_and_gradients_reach_every_parameter(gamma, parameters):
     params = parameters(LEARNED)
     one = LEARNED.apply({"params": params}, T[20])
     assert one.alpha.shape == ()

@@ -16,14 +16,6 @@ from jaxdiff.networks.layers import (
 KEY = jax.random.key(0)
 
 
-def randomised(params, key=KEY, scale=0.3):
-    """Parameters without the zeros that hide a branch at the start of training."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    noisy = [leaf + scale * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noisy)
-
-
 def test_group_norm_whitens_each_group_and_forgets_affine_changes():
     x = jax.random.normal(KEY, (2, 5, 4, 8)) * 3 + 1  # two groups of four channels
     norm = GroupNorm(eps=0.0)
@@ -34,11 +26,11 @@ def test_group_norm_whitens_each_group_and_forgets_affine_changes():
     np.testing.assert_allclose(norm.apply(params, 5 * x - 2), norm.apply(params, x), atol=1e-4)
 
 
-def test_modulated_group_norm_scales_and_shifts_the_plain_one():
+def test_modulated_group_norm_scales_and_shifts_the_plain_one(randomised):
     x = jax.random.normal(KEY, (3, 4, 4, 8))
     s, t = jax.random.normal(jax.random.key(1), (2, 3, 8))
     norm = GroupNorm()
-    params = randomised(norm.init(KEY, x))
+    params = randomised(norm.init(KEY, x), 0.3)
     expected = norm.apply(params, x) * (1 + s[:, None, None]) + t[:, None, None]
     np.testing.assert_allclose(norm.apply(params, x, (s, t)), expected, atol=1e-5)
 
@@ -48,16 +40,16 @@ def test_groups_divide_the_channels(channels, groups):
     assert num_groups(channels) == groups
 
 
-def test_attention_does_not_know_the_order_of_the_pixels_and_averages_when_indifferent():
+def test_attention_does_not_know_the_order_of_the_pixels_and_averages_when_indifferent(quick, randomised):
     x = jax.random.normal(KEY, (2, 4, 4, 8))
     layer = Attention(heads=2)
-    params = randomised(layer.init(KEY, x))
+    params = randomised(quick(layer.init)(KEY, x), 0.3)
     order = jax.random.permutation(jax.random.key(3), 16)
 
     def shuffle(x):
         return x.reshape(2, 16, 8)[:, order].reshape(x.shape)
 
-    apply = jax.jit(layer.apply)
+    apply = quick(layer.apply)
     np.testing.assert_allclose(apply(params, shuffle(x)), shuffle(apply(params, x)), atol=1e-4)
     assert jnp.abs(apply(params, x) - x).max() > 0.1
     # Without queries and keys every pixel receives the same average value.
@@ -92,16 +84,16 @@ def test_absent_labels_take_the_last_row():
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_conditions_move_the_embedding_and_absent_ones_are_the_null(before):
+def test_conditions_move_the_embedding_and_absent_ones_are_the_null(before, quick):
     net = NoiseEmbedding(8, 16, num_classes=3, label_before_mlp=before, augment_dim=9)
     noise = jnp.array([1.0, 2.0])
-    params = net.init(KEY, noise, {})
-    null = net.apply(params, noise, {})
+    params, apply = quick(net.init)(KEY, noise, {}), quick(net.apply)
+    null = apply(params, noise, {})
     absent = {"label": jnp.array([-1, -1]), "augment": jnp.zeros((2, 9))}
-    np.testing.assert_array_equal(net.apply(params, noise, absent), null)
-    one = net.apply(params, noise, {"label": jnp.array([-1, 2])})
+    np.testing.assert_array_equal(apply(params, noise, absent), null)
+    one = apply(params, noise, {"label": jnp.array([-1, 2])})
     np.testing.assert_array_equal(one[0], null[0])
     assert jnp.abs(one[1] - null[1]).max() > 0.01
-    turned = net.apply(params, noise, {"augment": jnp.ones((2, 9))})
+    turned = apply(params, noise, {"augment": jnp.ones((2, 9))})
     assert jnp.abs(turned - null).max() > 0.01
     assert jnp.abs(null[0] - null[1]).max() > 0.01  # and the noise level does, too

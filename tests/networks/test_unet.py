@@ -32,25 +32,22 @@ VARIANTS = {
 CONDS = {"label": jnp.array([0, -1]), "augment": jnp.ones((2, 9))}
 
 
-def randomised(params, scale=0.1):
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    noisy = [leaf + scale * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noisy)
+@pytest.fixture(scope="module")
+def initial(quick):
+    """Initial parameters of every variant, made once."""
+    return {name: quick(net.init)(KEY, X, NOISE, CONDS)["params"] for name, net in VARIANTS.items()}
 
 
 @pytest.fixture(scope="module")
-def initial():
-    """Initial parameters of every variant, made once."""
-    return {name: jax.jit(net.init)(KEY, X, NOISE, CONDS)["params"] for name, net in VARIANTS.items()}
+def run(quick):
+    def run(net, params, cond=CONDS):
+        return quick(lambda p: net.apply({"params": p}, X, NOISE, cond))(params)
 
-
-def run(net, params, cond=CONDS, **options):
-    return jax.jit(lambda p: net.apply({"params": p}, X, NOISE, cond, **options))(params)
+    return run
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_output_starts_at_zero_and_bfloat16_stays_close_to_float32(name, initial):
+def test_output_starts_at_zero_and_bfloat16_stays_close_to_float32(name, initial, run, randomised):
     net, params = VARIANTS[name], initial[name]
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     start = run(net, params)
@@ -85,7 +82,7 @@ def test_attention_is_where_it_is_asked_for():
     ]
 
 
-def test_labels_and_their_absence(initial):
+def test_labels_and_their_absence(initial, run, randomised):
     net, params = VARIANTS["adm"], randomised(initial["adm"])
     null = run(net, params, {})
     np.testing.assert_array_equal(run(net, params, {"label": jnp.array([-1, -1])}), null)
@@ -94,12 +91,12 @@ def test_labels_and_their_absence(initial):
     assert jnp.abs(labelled[0] - null[0]).max() > 0.01
 
 
-def test_dropout_only_in_training(initial):
+def test_dropout_only_in_training(initial, run, quick, randomised):
     net, params = VARIANTS["ddpm"].clone(dropout=0.5), randomised(initial["ddpm"])
     still = run(net, params)
     np.testing.assert_array_equal(still, run(VARIANTS["ddpm"], params))
 
-    @jax.jit
+    @quick
     def train(key):
         return net.apply({"params": params}, X, NOISE, {}, train=True, rngs={"dropout": key})
 
@@ -109,13 +106,13 @@ def test_dropout_only_in_training(initial):
     assert jnp.abs(once - train(jax.random.key(2))).max() > 0.01
 
 
-def test_every_parameter_matters(initial):
+def test_every_parameter_matters(initial, quick, randomised):
     """A finite, non-zero gradient reaches every leaf, with recomputation too, and it is the same."""
     name = "ncsnpp"
     net, params = VARIANTS[name], randomised(initial[name])
 
     def gradient(net):
-        return jax.jit(jax.grad(lambda p: jnp.sum(net.apply({"params": p}, X, NOISE, CONDS) ** 2)))(params)
+        return quick(jax.grad(lambda p: jnp.sum(net.apply({"params": p}, X, NOISE, CONDS) ** 2)))(params)
 
     plain, remat = gradient(net), gradient(net.clone(remat=True))
     for path, leaf in jax.tree.leaves_with_path(plain):

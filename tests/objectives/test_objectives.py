@@ -188,8 +188,8 @@ def test_diffusion_loss_is_the_mutual_information(interior):
 
 def test_ends_are_the_prior_kl_and_the_reconstruction():
     objective, schedule = vdm(False)
-    x0 = jnp.round(batch_of(512).x0.clip(-1, 1) * 127.5 + 127.5) / 127.5 - 1
-    batch = Batch(x0, {}, jnp.arange(512, dtype=jnp.int32))
+    x0 = jnp.round(0.3 * batch_of(64).x0 * 127.5 + 127.5) / 127.5 - 1  # 8-bit values, far from the two ends
+    batch = Batch(x0, {}, jnp.arange(64, dtype=jnp.int32))
     params = {"network": {}, "schedule": schedule}
     _, metrics = objective(best(predictions.Eps()), params, jax.random.key(1), batch)
     alpha_sq = 1 / (1 + np.exp(3.0))
@@ -197,8 +197,6 @@ def test_ends_are_the_prior_kl_and_the_reconstruction():
     # log sigma/alpha = -3 at t = 0: many values fit, so -log p(x | z_0) is near the entropy of a discretised normal.
     width = 2 / 255
     entropy = 0.5 * np.log(2 * np.pi * np.e) - 3.0 - np.log(width)
-    inside = np.asarray(jnp.mean(jnp.abs(x0) < 0.8))
-    assert inside > 0.5
     assert float(metrics["ends_bits"]) * np.log(2) == pytest.approx(prior + entropy, rel=0.05)
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff.core import grids, paths, predictions
 from jaxdiff.core.types import Level
@@ -44,6 +45,22 @@ def test_pair_is_both_conditions_in_one_call(apply):
         want = denoiser(apply, {}, PREDICTION, {"label": label})(x_at(), AT, AT)
         assert jnp.allclose(got.x0, want.x0, atol=1e-6) and jnp.allclose(got.eps, want.eps, atol=1e-6)
     assert not jnp.allclose(main.x0, ref.x0, atol=0.01)
+
+
+def test_images_stay_on_their_devices(apply):
+    sharding = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec("data"))
+    x, label = (
+        jax.ShapeDtypeStruct(s, d, sharding=sharding) for s, d in (((16, 2, 2, 1), "float32"), ((16,), "int32"))
+    )
+
+    @jax.jit
+    def run(x, label):
+        return guided(pair(apply, {}, PREDICTION, {"label": label}), cfg(2.0))(x, AT, AT).x0
+
+    program = run.lower(x, label).compile().as_text()
+    assert "num_partitions=8" in program
+    for transfer in ("all-gather", "all-to-all", "all-reduce", "collective-permute"):
+        assert transfer not in program
 
 
 def test_scale_1_is_main_and_0_is_ref(apply):
