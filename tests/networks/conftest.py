@@ -25,3 +25,16 @@ def randomised() -> Callable:
         )
 
     return perturb
+
+
+@pytest.fixture(scope="session")
+def run(quick) -> Callable:
+    """``(net, params, x, noise, cond={}) -> out``, compiled once for each network and kind of condition."""
+    compiled = {}
+
+    def run(net, params, x, noise, cond=None):
+        if net not in compiled:
+            compiled[net] = quick(lambda p, x, noise, cond: net.apply({"params": p}, x, noise, cond))
+        return compiled[net](params, x, noise, cond or {})
+
+    return run

@@ -17,21 +17,13 @@ def initial(quick):
     return {net: quick(net.init)(KEY, X, NOISE, {})["params"] for net in (TINY, ROTARY)}
 
 
-@pytest.fixture(scope="module")
-def run(quick):
-    def run(net, params, cond=None, x=X):
-        return quick(lambda p: net.apply({"params": p}, x, NOISE, cond or {}))(params)
-
-    return run
-
-
 @pytest.mark.parametrize("net", [TINY, ROTARY], ids=["sincos", "rotary"])
 def test_output_starts_at_zero_and_bfloat16_stays_close_to_float32(net, initial, run, randomised):
-    start = run(net, initial[net])
+    start = run(net, initial[net], X, NOISE)
     assert start.shape == (2, 4, 8, 6 if net.learned_variance else 3)
     np.testing.assert_array_equal(start, 0)
     params = randomised(initial[net], 0.2)
-    wide, narrow = run(net, params), run(net.clone(dtype="bfloat16"), params)
+    wide, narrow = run(net, params, X, NOISE), run(net.clone(dtype="bfloat16"), params, X, NOISE)
     assert narrow.dtype == wide.dtype == jnp.float32
     assert float(wide.std()) > 0.1
     assert 0 < jnp.sqrt(jnp.mean(jnp.square(narrow - wide))) / wide.std() < 0.05
@@ -66,9 +58,9 @@ def test_recomputation_changes_neither_values_nor_gradients(initial, quick, rand
 
 def test_labels_and_their_absence(initial, run, randomised):
     params = randomised(initial[TINY], 0.2)
-    null = run(TINY, params)
-    np.testing.assert_array_equal(run(TINY, params, {"label": jnp.array([-1, -1])}), null)
-    labelled = run(TINY, params, {"label": jnp.array([3, -1])})
+    null = run(TINY, params, X, NOISE, {"label": jnp.array([-1, -1])})
+    np.testing.assert_array_equal(run(TINY, params, X, NOISE), null)
+    labelled = run(TINY, params, X, NOISE, {"label": jnp.array([3, -1])})
     np.testing.assert_array_equal(labelled[1], null[1])
     assert jnp.abs(labelled[0] - null[0]).max() > 0.01
 
@@ -78,7 +70,7 @@ def test_tokens_know_where_they_are(net, initial, run, randomised):
     """Two patches change places: without positions their outputs would just do the same."""
     params = randomised(initial[net], 0.2)
     swapped = jnp.concatenate([X[:, :, 2:4], X[:, :, :2], X[:, :, 4:]], axis=2)
-    out, other = run(net, params), run(net, params, x=swapped)
+    out, other = run(net, params, X, NOISE), run(net, params, swapped, NOISE)
     assert jnp.abs(other[:, :, 4:] - out[:, :, 4:]).max() > 1e-3
 
 
@@ -103,7 +95,7 @@ def test_fixed_positions_tell_rows_and_columns_apart():
 
 def test_dropout_only_in_training(initial, run, quick, randomised):
     net, params = TINY.clone(dropout=0.5), randomised(initial[TINY], 0.2)
-    np.testing.assert_array_equal(run(net, params), run(TINY, params))
+    np.testing.assert_array_equal(run(net, params, X, NOISE), run(TINY, params, X, NOISE))
 
     @quick
     def train(key):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.core import grids, paths
+from jaxdiff.core import gaussian, grids, paths
 from jaxdiff.core.types import Level
 from jaxdiff.sampling.ddim import DDIM
 from jaxdiff.sampling.dpm_solver import DPMSolverPP2M
@@ -73,6 +73,28 @@ def test_ddim_with_eta_1_is_ddpms_posterior(betas, denoise):
         ) / (1 - alpha_bar[k])
         variance = (1 - alpha_bar[k - 1]) / (1 - alpha_bar[k]) * beta[k - 1]
         np.testing.assert_allclose(at(cur, nxt), mean + np.sqrt(variance) * noise, atol=1e-4)
+
+
+def test_eta_between_is_ddims_sigma(denoise):
+    # arXiv:2010.02502, Eq. 12 and 16, in the paper's variance-preserving notation.
+    a, b, eta = 0.3, 0.7, 0.6  # the squared alphas of the two levels
+    cur, nxt = (Level(jnp.float32(v**0.5), jnp.float32((1 - v) ** 0.5)) for v in (a, b))
+    z, keys = start(16)
+    x0, eps = denoise(z, cur, nxt)
+    s = eta * math.sqrt((1 - b) / (1 - a) * (1 - a / b))
+    want = math.sqrt(b) * x0 + math.sqrt(1 - b - s**2) * eps + s * normal_like(keys, z)
+    assert jnp.allclose(DDIM(eta).step(keys, z, None, cur, nxt, denoise)[0], want, atol=1e-5)
+
+
+def test_heun_from_alpha_0_integrates_in_alpha_over_sigma():
+    # d(x/sigma)/du = x0 with u = alpha/sigma, so the trapezoid is exact where x0 is linear in u.
+    def denoise(x, cur, nxt):
+        return gaussian.from_x0(cur, x, jnp.full_like(x, 0.3 + 0.2 * cur.alpha / cur.sigma))
+
+    z, keys = start(4)
+    cur, nxt = Level(jnp.zeros(()), jnp.ones(())), Level(jnp.float32(0.2), jnp.float32(0.8))
+    x, _ = Heun().step(keys, z, jnp.zeros(()), cur, nxt, denoise)
+    assert jnp.allclose(x / 0.8, z + 0.3 * 0.25 + 0.2 * 0.25**2 / 2, atol=1e-6)
 
 
 def test_heun_is_edms_algorithm_2(denoise):

@@ -287,23 +287,26 @@ def test_full_disk_is_noticed_before_it_is_full(opened, monkeypatch):
     assert opened.latest() == 2
 
 
-def test_disk_that_fills_in_the_middle_fails_the_next_call_and_keeps_the_last_checkpoint(opened):
+def test_disk_that_fills_in_the_middle_fails_the_next_call_and_keeps_the_last_checkpoint(tmp_path, caplog):
     """The kernel refuses to write past a size, while Orbax writes in the background."""
-    save(opened, 1)
+    checkpoints = open_checkpoints(tmp_path, keep=1)
+    save(checkpoints, 1)
     state = make_state(2, width=20_000)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
     try:
         with pytest.raises(OSError, match="File too large") as error:
-            opened.save(2, state, {}, {})
-            opened.wait()
+            checkpoints.save(2, state, {}, {})
+            checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert str(opened.states.directory) in str(error.value) and "\n" not in str(error.value)
-    assert opened.restore_latest(abstract(make_state()))[0] == 1
-    opened.save(2, state, {}, {})
-    opened.wait()
-    assert same(opened.restore(2, abstract(state))[0], state)
+    assert str(tmp_path / "checkpoints") in str(error.value) and "\n" not in str(error.value)
+    assert not caplog.records  # the error is enough
+    assert checkpoints.restore_latest(abstract(make_state()))[0] == 1
+    checkpoints.save(2, state, {}, {})
+    checkpoints.close()
+    assert checkpoints.steps() == (2,)
+    assert same(checkpoints.restore(2, abstract(state))[0], state)
 
 
 def test_snapshots_give_averages_of_other_lengths(opened):

@@ -112,6 +112,13 @@ def test_constant_parameters_stay_as_they_are_in_float32(average):
         np.testing.assert_array_equal(state[0][key], params[key].astype(jnp.float32))
 
 
+def test_average_of_bfloat16_parameters_has_the_digits_of_float32():
+    history = jnp.asarray(np.random.default_rng(0).normal(size=(50, 4)), jnp.bfloat16)
+    weights = 0.02 * 0.98 ** np.arange(49, -1, -1)
+    got = run(Decay(0.98, warmup=False), history, jnp.zeros(4, jnp.bfloat16))[-1]
+    np.testing.assert_allclose(got, weights @ np.asarray(history, np.float64), atol=1e-6)
+
+
 def test_update_is_compiled_once_for_all_steps_and_may_be_donated():
     averages = (Decay(), Power(0.05), Power(0.1))
     traces = []
@@ -210,8 +217,8 @@ def test_combine_makes_the_average_of_parameters():
 
 def test_combine_adds_in_float64():
     tree, other = {"w": jnp.float32([1.1, 2.2])}, {"w": jnp.float32([3.3, 4.4])}
-    got = ema.combine(np.array([1e9, -1e9, 1.0]), [tree, tree, other])
-    np.testing.assert_array_equal(got["w"], other["w"])
+    got = ema.combine(np.array([1e9, 1.0, -1e9]), [tree, other, tree])
+    np.testing.assert_allclose(got["w"], other["w"], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
