@@ -24,9 +24,9 @@ from jaxdiff.sampling.ddim import DDIM
 from jaxdiff.sampling.dpm_solver import DPMSolverPP2M
 from jaxdiff.sampling.euler_maruyama import EulerMaruyama
 from jaxdiff.sampling.heun import Heun
-from jaxdiff.training.checkpoint import read_params, read_posthoc, read_step_config, steps
 from jaxdiff.training.contact_sheet import contact_sheet, save_png
 from jaxdiff.training.ema import Decay, Power
+from jaxdiff.training.restore import read_params, read_posthoc, read_step_config, steps
 from jaxdiff.training.state import data_mesh, replicated, shard_batch, use_every_core
 from jaxdiff.training.workdir import read_config
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny import TRAIN, command, environment, run
 
-from jaxdiff.training.checkpoint import read_params, steps
+from jaxdiff.training.restore import read_params, steps
 
 
 @pytest.fixture(scope="module")

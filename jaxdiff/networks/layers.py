@@ -85,6 +85,16 @@ def random_fourier(noise: Float[Array, "b"], features: int, scale: float) -> Flo
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
+def with_waves(x: Float[Array, "b h w c"], exponents: tuple[int, ...]) -> Float[Array, "b h w c2"]:
+    """``x`` and ``sin(2^n 2 pi x), cos(2^n 2 pi x)`` for each exponent n: fine detail made visible.
+
+    Source: arXiv:2107.00630, Sec. 3.1 and App. C.
+    """
+    angles = [2.0**n * 2 * jnp.pi * x.astype(jnp.float32) for n in exponents]
+    waves = [wave(angle) for angle in angles for wave in (jnp.sin, jnp.cos)]
+    return jnp.concatenate([x, *waves], axis=-1)
+
+
 def label_index(cond: Cond, batch: int, num_classes: int) -> Int[Array, "b"]:
     """The row of each example in a table of ``num_classes + 1`` rows, whose last row means "no label".
 

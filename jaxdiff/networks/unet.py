@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxdiff.core.types import Cond
 from jaxdiff.networks.blocks import Attention, Downsample, Resample, ResBlock, Upsample, scaled
-from jaxdiff.networks.layers import GroupNorm, NoiseEmbedding, conv
+from jaxdiff.networks.layers import GroupNorm, NoiseEmbedding, conv, with_waves
 from jaxdiff.networks.resample import depth_to_space, downsample, smooth, space_to_depth, upsample
 
 
@@ -112,7 +112,7 @@ class UNet(nn.Module):
         )(noise, cond)
         emb = nn.silu(emb)
 
-        inputs = space_to_depth(self._with_fourier_features(x), self.patch)
+        inputs = space_to_depth(with_waves(x, self.fourier_features), self.patch)
         h, skips = self._encode(inputs.astype(self.dtype), emb, train)
         h = self._block("middle_0", h.shape[-1])(h, emb, train)
         if self.middle_attention:
@@ -198,11 +198,6 @@ class UNet(nn.Module):
             )
         heads = features // divisor if self.head_channels else self.heads
         return Attention(heads, self.skip_scale, self.norm_eps, self.init_gain, self.dtype, name=name)
-
-    def _with_fourier_features(self, x: Array) -> Array:
-        angles = [2.0**n * 2 * jnp.pi * x.astype(jnp.float32) for n in self.fourier_features]
-        waves = [wave(angle) for angle in angles for wave in (jnp.sin, jnp.cos)]
-        return jnp.concatenate([x, *waves], axis=-1)
 
     def _check(self, x: Array) -> None:
         factor = self.patch * 2 ** (len(self.channel_mults) - 1)

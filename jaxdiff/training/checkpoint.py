@@ -1,4 +1,4 @@
-"""Checkpoints of a run, which Orbax writes in the background, read back bit for bit.
+"""Checkpoints of a run, which Orbax writes in the background; a run resumes from them bit for bit.
 
     workdir/
       config.json               {"jaxdiff": version, "config": the config that the run was last started with}
@@ -21,7 +21,7 @@ import functools
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -32,17 +32,22 @@ from jaxtyping import PyTree
 
 from jaxdiff.core.types import Params
 from jaxdiff.training import ema
-from jaxdiff.training.workdir import FINGERPRINTS, Json, find_damage, write_fingerprints
+from jaxdiff.training.restore import (
+    LENGTH,
+    DamagedError,
+    folder_of,
+    one_line,
+    read_item,
+    read_record,
+    read_step_config,
+    steps,
+)
+from jaxdiff.training.workdir import Json, write_fingerprints
 
 State = TypeVar("State", bound=tuple)
 """A NamedTuple of pytrees of arrays, among its fields `params` and `ema` (a tuple of averages)."""
 
 _log = logging.getLogger(__name__)
-_LENGTH = "sigma_rel_"
-
-
-class DamagedError(ValueError):
-    """A checkpoint that cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,7 +79,7 @@ class Checkpoints:
         """
         pairs = [(a, tree) for a, tree in zip(averages, trees, strict=True) if isinstance(a, ema.Power)]
         if pairs:
-            _save(self.averages, step, {f"{_LENGTH}{a.sigma_rel!r}": tree for a, tree in pairs}, None)
+            _save(self.averages, step, {f"{LENGTH}{a.sigma_rel!r}": tree for a, tree in pairs}, None)
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk. Raises: OSError as `save` does."""
@@ -110,10 +115,10 @@ class Checkpoints:
         Raises: FileNotFoundError without such a checkpoint; ValueError where it holds other arrays than
         `abstract`; its subclass DamagedError where it cannot be read.
         """
-        folder = _folder(self.workdir, step)
-        record, items = _record(folder), _items(abstract)
+        folder = folder_of(self.workdir, step)
+        record, items = read_record(folder), _items(abstract)
         _check_arrays(folder, record["arrays"], {name: _describe(tree) for name, tree in items.items()})
-        read = {name: _read(folder / name, tree) for name, tree in items.items()}
+        read = {name: read_item(folder / name, tree) for name, tree in items.items()}
         averages = tuple(tree for name, tree in read.items() if name.startswith("ema_"))
         make: Any = type(abstract)
         return make(params=read["params"], ema=averages, **read["rest"]), record["data"]
@@ -178,54 +183,6 @@ def _manager(folder: epath.Path, keep: int | None, keep_every: int | None) -> oc
     return ocp.CheckpointManager(folder, options=options)
 
 
-def steps(workdir: epath.PathLike) -> tuple[int, ...]:
-    """The steps of the complete checkpoints below `workdir`, rising."""
-    return _steps(epath.Path(workdir) / "checkpoints")
-
-
-def read_step_config(workdir: epath.PathLike, step: int) -> Json:
-    """The config of the run that wrote checkpoint `step`. Raises: as `Checkpoints.restore`."""
-    return _record(_folder(epath.Path(workdir).absolute(), step))["config"]
-
-
-def read_params(workdir: epath.PathLike, step: int, average: int | None = None) -> Params:
-    """The parameters of checkpoint `step`, or their average number `average`, on the first local device.
-
-    Needs no knowledge of the network, the optimiser or the devices of the run that wrote them.
-
-    Raises: as `Checkpoints.restore`, and ValueError without such an average.
-    """
-    folder = _folder(epath.Path(workdir).absolute(), step)
-    count = sum(name.startswith("ema_") for name in _record(folder)["arrays"])
-    if average is not None and not 0 <= average < count:
-        raise ValueError(f"average {average} must be in [0, {count}) in {folder} (--ema)")
-    return _read(folder / ("params" if average is None else f"ema_{average}"))
-
-
-def snapshots(workdir: epath.PathLike) -> tuple[ema.Snapshot, ...]:
-    """The (step, sigma_rel) of the snapshots of `ema.Power` averages below `workdir`, rising."""
-    root = epath.Path(workdir) / "ema"
-    found = [(step, p.name) for step in _steps(root) for p in (root / str(step)).iterdir()]
-    return tuple(sorted((s, float(n.removeprefix(_LENGTH))) for s, n in found if n.startswith(_LENGTH)))
-
-
-def read_posthoc(workdir: epath.PathLike, step: int, sigma_rel: float) -> tuple[Params, float]:
-    """The `ema.Power` average of any length at `step`, made of the snapshots up to there, and its relative error.
-
-    The error is `ema.posthoc_error`: about 0.01 or less where the snapshots are close enough for this length.
-
-    Raises: ValueError without a snapshot at `step`, DamagedError where one cannot be read.
-    """
-    root = epath.Path(workdir).absolute() / "ema"
-    known = [s for s in snapshots(workdir) if 1 <= s[0] <= step]
-    if not known or known[-1][0] != step:
-        raise ValueError(f"{root} has no snapshot of step {step}, but {_listed(_steps(root))} (--step, --ema)")
-    target = (step, sigma_rel)
-    weights = ema.posthoc_weights(known, target)
-    trees = (_read(root / str(s) / f"{_LENGTH}{length!r}") for s, length in known)
-    return ema.combine(weights, trees), ema.posthoc_error(known, target, weights)
-
-
 def _items(state: Any) -> dict[str, PyTree]:
     """What is written apart: the parameters, each average, and the rest of the state."""
     fields = state._asdict()
@@ -247,55 +204,6 @@ def _check_arrays(folder: epath.Path, stored: Json, wanted: Json) -> None:
     if differ:
         more = f"; and {len(differ) - 3} more" if len(differ) > 3 else ""
         raise ValueError(f"{folder} holds {'; '.join(differ[:3])}{more}: use its config, or another --workdir")
-
-
-def _steps(folder: epath.Path) -> tuple[int, ...]:
-    if not folder.exists():
-        return ()
-    return tuple(sorted(m.step for m in ocp.path.step.standard_name_format().find_all(folder)))
-
-
-def _folder(workdir: epath.Path, step: int) -> epath.Path:
-    folder = workdir / "checkpoints" / str(step)
-    if not folder.exists():
-        raise FileNotFoundError(f"{workdir} has no checkpoint of step {step}, but {_listed(steps(workdir))} (--step)")
-    return folder
-
-
-def _listed(found: Collection[int]) -> str:
-    return f"of {', '.join(map(str, found))}" if found else "none at all"
-
-
-def _record(folder: epath.Path) -> Json:
-    with (
-        _reading(folder / "record"),
-        contextlib.closing(ocp.Checkpointer(ocp.JsonCheckpointHandler())) as reader,
-    ):
-        return reader.restore(folder / "record")
-
-
-def _read(folder: epath.Path, abstract: PyTree | None = None) -> PyTree:
-    """The item as `abstract` says, or as nested dicts and lists on the first local device."""
-    with _reading(folder), contextlib.closing(ocp.StandardCheckpointer()) as reader:
-        if abstract is None:
-            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            stored: Any = reader.handler.metadata(folder)
-            abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), stored.tree)
-        return reader.restore(folder, abstract)
-
-
-@contextlib.contextmanager
-def _reading(folder: epath.Path) -> Iterator[None]:
-    """Damage becomes one line; what else goes wrong (no memory for the arrays, say) is not taken for damage."""
-    damage = find_damage(folder)
-    if damage:
-        raise DamagedError(f"{folder} is damaged: {damage}")
-    try:
-        yield
-    except Exception as error:
-        if (folder.parent / FINGERPRINTS).exists():
-            raise
-        raise DamagedError(f"{folder} is damaged or incomplete ({_reason(error)})") from error
 
 
 def _write_fingerprints(root: epath.Path) -> None:
@@ -330,17 +238,9 @@ def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        manager.reload()  # it counts the checkpoint that failed
-        what = f"cannot write a checkpoint to {manager.directory} ({_reason(error)})"
+        manager.reload()  # it no longer counts those that the failed one was to replace
+        what = f"cannot write a checkpoint to {manager.directory} ({one_line(error)})"
         raise OSError(f"{what}; the ones before it are intact") from error
-
-
-def _reason(error: BaseException) -> str:
-    """One line: the system's words where there are some in a long message."""
-    text = f"{error}"
-    words = (os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES))
-    found = next((w for w in words if w in text), None) if len(text) > 120 else None
-    return found or f"{type(error).__name__}: {text}".splitlines()[0][:300]
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:

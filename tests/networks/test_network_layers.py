@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.networks.blocks import Attention
+from jaxdiff.networks.blocks import Attention, ResBlock
 from jaxdiff.networks.layers import (
     GroupNorm,
     NoiseEmbedding,
@@ -11,7 +11,9 @@ from jaxdiff.networks.layers import (
     num_groups,
     random_fourier,
     sinusoid,
+    with_waves,
 )
+from jaxdiff.networks.resample import downsample, upsample
 
 KEY = jax.random.key(0)
 
@@ -97,3 +99,25 @@ def test_conditions_move_the_embedding_and_absent_ones_are_the_null(before, quic
     turned = apply(params, noise, {"augment": jnp.ones((2, 9))})
     assert jnp.abs(turned - null).max() > 0.01
     assert jnp.abs(null[0] - null[1]).max() > 0.01  # and the noise level does, too
+
+
+def test_waves_have_the_periods_of_their_exponents():
+    x = jax.random.uniform(KEY, (1, 2, 2, 3))
+    features = with_waves(x, (1, 3))
+    assert features.shape == (1, 2, 2, 15)
+    np.testing.assert_array_equal(features[..., :3], x)
+    np.testing.assert_allclose(with_waves(x + 1 / 2, (1, 3))[..., 3:], features[..., 3:], atol=1e-4)
+    faster = jnp.abs(with_waves(x + 1 / 8, (1, 3)) - features).max((0, 1, 2))
+    assert (faster[3:9] > 0.1).all() and (faster[9:] < 1e-4).all()
+    np.testing.assert_allclose(features[..., 3:6] ** 2 + features[..., 6:9] ** 2, 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("resample", [None, downsample, upsample])
+def test_residual_branches_start_at_zero(resample, quick):
+    x, emb = jax.random.normal(KEY, (1, 4, 4, 8)), jnp.ones((1, 6))
+    block = ResBlock(8, resample, skip_scale=0.5)
+    out = quick(lambda: block.init_with_output(KEY, x, emb, False)[0])()
+    np.testing.assert_allclose(out, 0.5 * (x if resample is None else resample(x)), rtol=1e-6)
+    if resample is None:
+        out = quick(lambda: Attention(skip_scale=0.5).init_with_output(KEY, x)[0])()
+        np.testing.assert_allclose(out, 0.5 * x, rtol=1e-6)

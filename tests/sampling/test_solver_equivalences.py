@@ -86,6 +86,13 @@ def test_eta_between_is_ddims_sigma(denoise):
     assert jnp.allclose(DDIM(eta).step(keys, z, None, cur, nxt, denoise)[0], want, atol=1e-5)
 
 
+def test_euler_maruyama_from_alpha_0_is_ddpms_step(denoise):
+    z, keys = start(16)
+    cur, nxt = Level(jnp.zeros(()), jnp.ones(())), Level(jnp.float32(0.1), jnp.float32(0.9))
+    a, b = (s.step(keys, z, None, cur, nxt, denoise)[0] for s in (EulerMaruyama(), DDIM(1.0)))
+    assert jnp.allclose(a, b, atol=1e-6)
+
+
 def test_heun_from_alpha_0_integrates_in_alpha_over_sigma():
     # d(x/sigma)/du = x0 with u = alpha/sigma, so the trapezoid is exact where x0 is linear in u.
     def denoise(x, cur, nxt):

@@ -19,8 +19,9 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from jaxdiff.training import checkpoint, ema
-from jaxdiff.training.checkpoint import DamagedError, open_checkpoints, read_params, read_posthoc
+from jaxdiff.training import checkpoint, ema, restore
+from jaxdiff.training.checkpoint import open_checkpoints
+from jaxdiff.training.restore import DamagedError, read_params, read_posthoc
 from jaxdiff.training.state import TrainState, data_mesh
 
 AVERAGES = (ema.Decay(0.9), ema.Power(0.05))
@@ -140,8 +141,8 @@ def test_reading_names_what_is_missing(opened):
     with pytest.raises(ValueError, match=r"average 2 must be in \[0, 2\)"):
         read_params(opened.workdir, 5, 2)
     with pytest.raises(FileNotFoundError, match="none at all"):
-        checkpoint.read_step_config(opened.workdir / "elsewhere", 1)
-    assert checkpoint.read_step_config(opened.workdir, 5) == {"seed": 5}
+        restore.read_step_config(opened.workdir / "elsewhere", 1)
+    assert restore.read_step_config(opened.workdir, 5) == {"seed": 5}
 
 
 def test_retention_keeps_the_last_ones_and_every_nth(tmp_path):
@@ -319,7 +320,7 @@ def test_snapshots_give_averages_of_other_lengths(opened):
         if step % 10 == 0:
             opened.snapshot(step, averages[:3], state[:3])
     opened.wait()
-    assert checkpoint.snapshots(opened.workdir)[:3] == ((10, 0.05), (10, 0.1), (20, 0.05))
+    assert restore.snapshots(opened.workdir)[:3] == ((10, 0.05), (10, 0.1), (20, 0.05))
     same_length, error = read_posthoc(opened.workdir, 60, 0.1)
     assert error < 1e-6
     np.testing.assert_allclose(same_length["w"], state[2]["w"], rtol=1e-5)
