@@ -38,7 +38,7 @@ MOST_IN_GRID = 256
 class Command:
     """Sample images from the checkpoint of a run."""
 
-    dir: Annotated[Path, tyro.conf.Positional]
+    dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """The run's folder, train.py's --workdir."""
     out: Path
     """Folder for grid.png, the images, and info.json."""
@@ -69,9 +69,9 @@ class Command:
     def __post_init__(self) -> None:
         for name, low in {"num": 1, "batch_size": 1, "seed": 0, "steps": 1}.items():
             value = getattr(self, name)
-            if value is not None and value < low:
+            if value is not None and not low <= value < 2**31:
                 flag = name.replace("_", "-")
-                raise ValueError(f"{name} = {value} is not allowed: at least {low} (--{flag})")
+                raise ValueError(f"{name} = {value} is not allowed: {low} to {2**31 - 1} (--{flag})")
 
 
 SOLVERS = {
@@ -114,6 +114,15 @@ def read_ema(workdir: Path, step: int, config: Config, length: str | None) -> Pa
     raise ValueError(f"ema {length!r} is not allowed: none, {', '.join(tracked)}{more} (--ema)")
 
 
+def prepare_out(out: Path) -> Path:
+    """Makes the folder. Raises: ValueError where that cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out {out} cannot be written: {error.strerror} (--out)") from error
+    return out
+
+
 def sample(command: Command) -> None:
     """Samples, and writes everything under `command.out`."""
     read_config(command.dir)  # refuses a folder that is no run
@@ -128,13 +137,13 @@ def sample(command: Command) -> None:
     sampling = dataclasses.replace(config.sampling, **{k: v for k, v in settings.items() if v is not None})
     solver = config.solver if command.solver is None else SOLVERS[command.solver]
     config = dataclasses.replace(config, sampling=sampling, solver=solver)
+    if command.cfg_scale not in (None, 1) and not build.is_guided(config):
+        raise ValueError(f"cfg_scale = {command.cfg_scale} is not allowed: this network has no classes (--cfg-scale)")
     label = None if command.label is None else find_label(command.label, record["label_names"])
     params = read_ema(command.dir, step, config, command.ema)
     levels = build.levels_of(config, config.objective.path_of(params))
-    guided = sampling.cfg_scale != 1 and config.network.num_classes > 0
-    run = build.sampler(config, solver, guided)
-    out = command.out
-    out.mkdir(parents=True, exist_ok=True)
+    run = build.sampler(config)
+    out = prepare_out(command.out)
 
     mesh = data_mesh()
     params, levels = jax.device_put((params, levels), replicated(mesh))
@@ -159,7 +168,7 @@ def sample(command: Command) -> None:
             save_png(out / "images" / f"{i:06d}.png", image)
     if command.trajectory:
         few = np.arange(min(8, command.num), dtype=np.int32)
-        follow = build.sampler(config, solver, guided, steps_too=True)
+        follow = build.sampler(config, steps_too=True)
         cond, scale = build.labels_for(config, few, label), jnp.float32(sampling.cfg_scale)
         path = np.asarray(follow(params, jnp.int32(command.seed), jnp.asarray(few), levels, cond, scale))
         chosen = np.unique(np.linspace(0, len(path) - 1, 10).round().astype(int))

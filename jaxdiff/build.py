@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from jaxdiff.config import AnySolver, Config
+from jaxdiff.config import Config
 from jaxdiff.core.gaussian import check_solvable, logsnr
 from jaxdiff.core.times import Stratified
 from jaxdiff.core.types import ApplyFn, Cond, Level, Params, Path, Transform
@@ -132,11 +132,11 @@ def to_uint8(x: Float[Array, "*n b h w c"]) -> UInt8[Array, "*n b h w c"]:
     return jnp.round(jnp.clip(127.5 * (x + 1), 0, 255)).astype(jnp.uint8)
 
 
-def sampler(config: Config, solver: AnySolver, guided: bool, steps_too: bool = False) -> Sampler:
+def sampler(config: Config, steps_too: bool = False) -> Sampler:
     """The jitted sampler: one compilation serves every seed, label, grid of one length, and guidance scale.
 
-    `guided` doubles the network's batch for classifier-free guidance. `steps_too` returns the state after every
-    step, [num_steps, b, h, w, c].
+    Solver, thresholding, and whether there is guidance at all are the config's. `steps_too` returns the state after
+    every step, [num_steps, b, h, w, c].
     """
     apply, prediction = apply_run(config), config.objective.prediction
 
@@ -150,14 +150,14 @@ def sampler(config: Config, solver: AnySolver, guided: bool, steps_too: bool = F
         cfg_scale: Float[Array, ""],
     ) -> UInt8[Array, "*n b h w c"]:
         keys = image_keys(seed, indices)
-        if guided:
+        if is_guided(config):
             denoise = guidance.guided(guidance.pair(apply, params, prediction, cond), guidance.cfg(cfg_scale))
         else:
             denoise = denoiser(apply, params, prediction, cond)
         denoise = THRESHOLDS[config.sampling.threshold](denoise)
         x = initial(keys, image_shape(config), jax.tree.map(lambda a: a[0], levels))
         scan = trajectory if steps_too else sample
-        return to_uint8(scan(keys, x, levels, denoise, solver))
+        return to_uint8(scan(keys, x, levels, denoise, config.solver))
 
     return run
 
@@ -170,9 +170,14 @@ def labels_for(config: Config, indices: Int[np.ndarray, "b"], label: int | None 
     return {"label": jnp.asarray(indices % classes if label is None else np.full_like(indices, label), jnp.int32)}
 
 
+def is_guided(config: Config) -> bool:
+    """Whether sampling needs the network's answer without the condition as well."""
+    return config.sampling.cfg_scale != 1 and config.network.num_classes > 0
+
+
 def preview(config: Config, count: int = 64) -> Callable[[Params], UInt8[np.ndarray, "n h w c"]]:
     """params -> the first `count` images of the run's seed, as `sample.py` makes them by default."""
-    run = sampler(config, config.solver, guided=config.sampling.cfg_scale != 1)
+    run = sampler(config)
     indices = np.arange(count)
 
     def images(params: Params) -> UInt8[np.ndarray, "n h w c"]:

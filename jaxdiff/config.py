@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Literal, get_args
 
-import flax.linen as nn
 import tyro
 
 from jaxdiff.core import grids, paths, predictions, times, weights
@@ -89,7 +88,7 @@ class Config:
         lows = {"steps": 1, "batch_size": 1, "seed": 0, "log_every": 1, "save_every": 1, "keep": 1}
         lows |= {"keep_every": 0, "preview_every": 0, "validate_every": 0}
         for name, low in lows.items():
-            if getattr(self, name) < low:
+            if not low <= getattr(self, name) < 2**31:
                 flag = name.replace("_", "-")
                 raise ValueError(f"{name} = {getattr(self, name)} is not allowed: at least {low} (--{flag})")
         if self.batch_size % self.optim.accumulate:
@@ -120,9 +119,9 @@ VOCABULARY: Mapping[str, type] = {
 
 
 def _fields(value: object) -> list[str]:
-    """A value's own fields (a Flax module's `parent` and `name` are not)."""
-    skip = {"parent", "name"} if isinstance(value, nn.Module) else set()
-    return [f.name for f in dataclasses.fields(value) if f.name not in skip]  # pyright: ignore[reportArgumentType]
+    """A value's own fields: not `parent` and `name`, which Flax adds to every module."""
+    names = [f.name for f in dataclasses.fields(value)]  # pyright: ignore[reportArgumentType]
+    return [name for name in names if name not in ("parent", "name")]
 
 
 Json = dict[str, "Json"] | list["Json"] | str | float | int | bool | None

@@ -200,7 +200,8 @@ def test_divergence_stops_with_a_diagnosis_and_keeps_the_last_checkpoint(capsys,
     ("args", "words"),
     [
         (["--num", "0"], ["0", "--num"]),
-        (["--steps", "0"], ["0", "at least 1", "--steps"]),
+        (["--steps", "0"], ["0", "1 to", "--steps"]),
+        (["--seed", "-1"], ["-1", "--seed"]),
         (["--label", "10"], ["10", "0 to 9", "--label"]),
         (["--label", "cats"], ["cats", "Flags", "--label"]),
         (["--solver", "magic"], ["magic", "ddim", "--solver"]),
@@ -223,3 +224,7 @@ def test_sampling_what_is_no_run_is_refused(capsys, tmp_path):
     unlabelled = tmp_path / "plain"
     train.main([*TRAIN, "--workdir", str(unlabelled), "--steps", "4"])
     assert "--label" in fails(capsys, sample.main, unlabelled, "--out", tmp_path / "out", "--label", "1")
+    assert "--cfg-scale" in fails(capsys, sample.main, unlabelled, "--out", tmp_path / "out", "--cfg-scale", "2")
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    assert "--out" in fails(capsys, sample.main, unlabelled, "--out", file / "out")

@@ -6,11 +6,15 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxdiff import build
 from jaxdiff.config import Config, from_json, to_json
 from jaxdiff.core.gaussian import check_solvable
+from jaxdiff.core.grids import UniformT
+from jaxdiff.core.paths import Linear
+from jaxdiff.networks.unet import UNet
 from jaxdiff.presets import PRESETS, preset
 from jaxdiff.training.optim import optimizer
 from jaxdiff.training.step import init_state
@@ -88,3 +92,24 @@ def test_batch_that_cannot_be_shared_out_is_refused():
     with pytest.raises(ValueError, match=r"num_classes = 0|--network.num-classes"):
         build.check_data(preset("emoji"), ("a", "b"))
     assert isinstance(config, Config)
+
+
+def test_one_compilation_serves_every_sweep():
+    small = UNet(channels=8, channel_mults=(1,), blocks_per_level=1, attention_resolutions=(), num_classes=10)
+    config = preset("emoji")
+    config = dataclasses.replace(config, network=small, data=dataclasses.replace(config.data, size=4))
+    config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, steps=3, cfg_scale=2.0))
+    params = build.init_run(config, jax.random.key(0))
+    run = build.sampler(config)
+
+    def images(seed=0, label=None, scale=2.0, start=1.0):
+        levels = build.levels_of(dataclasses.replace(config, grid=UniformT(start)), Linear())
+        indices = np.arange(2)
+        cond = build.labels_for(config, indices, label)
+        return np.asarray(run(params, jnp.int32(seed), jnp.asarray(indices), levels, cond, jnp.float32(scale)))
+
+    base = images()
+    assert base.shape == (2, 4, 4, 3) and base.dtype == np.uint8
+    assert np.any(images(seed=1) != base) and np.any(images(start=0.5) != base)
+    images(label=3), images(scale=7.0)
+    assert run._cache_size() == 1

@@ -10,12 +10,12 @@ from jaxtyping import Array, Float, Int
 
 from jaxdiff.core.types import Cond
 
-GLOROT_GAIN = 1.0
-"""Kernels of variance 2 / (fan_in + fan_out), as in DDPM and NCSN++."""
-
 
 def kernel_init(gain: float) -> nn.initializers.Initializer:
-    """Uniform kernels of variance ``gain * 2 / (fan_in + fan_out)``; all zeros for ``gain = 0``."""
+    """Uniform kernels of variance ``gain * 2 / (fan_in + fan_out)``; all zeros for ``gain = 0``.
+
+    1 is Glorot's law (DDPM, NCSN++); 1/3 is PyTorch's default for square kernels (iDDPM, ADM).
+    """
     if gain == 0:
         return nn.initializers.zeros
     return nn.initializers.variance_scaling(gain, "fan_avg", "uniform")
@@ -160,7 +160,7 @@ class NoiseEmbedding(nn.Module):
     """Add the label before the two dense layers and not after them."""
     augment_dim: int = 0
     """Size of the augmentation vector; 0 for none."""
-    gain: float = GLOROT_GAIN
+    gain: float = 1.0
     """Scale of the initial kernels' variance."""
 
     @nn.compact
@@ -169,11 +169,10 @@ class NoiseEmbedding(nn.Module):
             emb = random_fourier(noise, self.features, self.fourier_scale)
         else:
             emb = sinusoid(noise, self.features, self.max_period)
-        if self.augment_dim and "augment" in cond:
-            emb += dense(self.features, "float32", self.gain, "augment", False)(cond["augment"])
-        elif self.augment_dim:  # absent is zero; the parameters exist all the same
-            zeros = jnp.zeros((noise.shape[0], self.augment_dim))
-            emb += dense(self.features, "float32", self.gain, "augment", False)(zeros)
+        if self.augment_dim:
+            absent = jnp.zeros((noise.shape[0], self.augment_dim))
+            augment = cond.get("augment", absent)
+            emb += dense(self.features, "float32", self.gain, "augment", False)(augment)
         if self.num_classes and self.label_before_mlp:
             emb += self._label(cond, noise.shape[0], self.features)
         emb = nn.silu(dense(self.width, "float32", self.gain, "dense_0")(emb))

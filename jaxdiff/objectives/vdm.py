@@ -4,7 +4,7 @@ With gamma = -logSNR and z_t = alpha_t x + sigma_t eps:
 
     L = KL(q(z_1 | x) || N(0, I)) - log p(x | z_0) + (1/2) E_{t, eps}[ gamma'(t) ||eps - eps_hat||^2 ]
 
-params = {"network": ..., "schedule": ...}. The bound does not depend on the schedule's interior, only on its
+The schedule's parameters are params["schedule"]; the network's are the `ApplyFn`'s affair. The bound does not depend on the schedule's interior, only on its
 ends; the interior is trained to lower the variance of the estimate. Source: arXiv:2107.00630, Eq. 17, App. H.
 """
 
@@ -105,7 +105,7 @@ class VDM:
         level, rate = point
         eps = noise_like(key, batch)
         x = diffuse(level, batch.x0, eps)
-        believed = estimate(self.prediction, level, x, apply(params["network"], x, level, level))
+        believed = estimate(self.prediction, level, x, apply(params, x, level, level))
         return 0.5 * rate * image_mean(jnp.square(eps - believed.eps))
 
     def _errors(

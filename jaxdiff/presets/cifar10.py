@@ -57,7 +57,7 @@ def cifar10_ddpm() -> Config:
         ),
         objective=Denoising(
             path=chain,
-            prediction=predictions.Eps(PathTime(chain, offset=-1)),  # Alg. 1, steps counted from 0
+            prediction=predictions.Eps(PathTime(chain, offset=-1.0)),  # Alg. 1, steps counted from 0
             times=times.UniformSteps(1000),  # Alg. 1
         ),
         optim=Optim(learning_rate=2e-4, rule=AdamW(), warmup=5000, clip=1.0),  # App. B; warm-up, clip: its code

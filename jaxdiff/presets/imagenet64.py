@@ -38,7 +38,7 @@ def imagenet64_adm() -> Config:
         network=_adm(learned_variance=True, dtype="bfloat16"),
         objective=Hybrid(
             path=chain,
-            prediction=predictions.Eps(PathTime(chain, offset=-1)),
+            prediction=predictions.Eps(PathTime(chain, offset=-1.0)),
             times=times.UniformSteps(1000),
             vlb_scale=0.001,
         ),

@@ -206,7 +206,7 @@ def test_interior_is_trained_for_variance_and_ends_for_the_bound():
     batch, key = batch_of(16), jax.random.key(2)
 
     def apply(params, x, cur, nxt, cond, key=None):
-        return params["w"] * x
+        return params["network"]["w"] * x
 
     params = {"network": {"w": jnp.float32(0.3)}, "schedule": schedule}
     got = jax.grad(lambda p: objective(apply, p, key, batch)[0])(params)

@@ -2,8 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff.core import grids, paths, predictions
 from jaxdiff.core.types import Level
@@ -48,7 +49,7 @@ def test_pair_is_both_conditions_in_one_call(apply):
 
 
 def test_images_stay_on_their_devices(apply):
-    sharding = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec("data"))
+    sharding = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
     x, label = (
         jax.ShapeDtypeStruct(s, d, sharding=sharding) for s, d in (((16, 2, 2, 1), "float32"), ((16,), "int32"))
     )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff.core import grids, paths, predictions
 from jaxdiff.core.types import Level
@@ -49,7 +49,7 @@ def test_an_image_is_the_same_in_any_batch(solver, denoise):
 
 
 def test_an_image_is_the_same_on_any_number_of_devices(denoise):
-    mesh = jax.make_mesh((8,), ("data",))
+    mesh = Mesh(np.array(jax.devices()), ("data",))
     keys, levels = image_keys(3, jnp.arange(16)), levels_of(4)
 
     def run(keys):
