@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 HISTORY = 20
 """Means of the loss that a diagnosis shows."""
+AHEAD = 2
+"""Steps that may wait for the devices: enough to keep them busy, few enough that a signal is soon obeyed."""
 BLOW_UP = 20.0
 """A mean loss this many times the smallest one so far is a divergence."""
 
@@ -46,6 +48,8 @@ class Monitor:
     def push(self, step: int, metrics: Mapping[str, Float[Array, ""]]) -> None:
         """Takes the metrics of the step that was just dispatched; looks at them at multiples of `every`."""
         self._pending.append((step, metrics))
+        if len(self._pending) > AHEAD:
+            jax.block_until_ready(self._pending[-1 - AHEAD][1]["loss"])
         if step % self._every == 0:
             self.check()
 
