@@ -5,7 +5,9 @@ With gamma = -logSNR and z_t = alpha_t x + sigma_t eps:
     L = KL(q(z_1 | x) || N(0, I)) - log p(x | z_0) + (1/2) E_{t, eps}[ gamma'(t) ||eps - eps_hat||^2 ]
 
 The schedule's parameters are params["schedule"]; the network's are the `ApplyFn`'s affair. The bound depends on the
-schedule's ends alone; what lies between them is trained to lower the variance of the estimate. Source: arXiv:2107.00630, Eq. 17, App. H.
+schedule's ends alone; what lies between them is trained to lower the variance of the estimate.
+
+Source: arXiv:2107.00630, Eq. 17, App. H.
 """
 
 import dataclasses

@@ -24,6 +24,9 @@ from jaxdiff.training.optim import AdamW, Constant, Optim
 CIFAR10 = Data("tfds:cifar10", size=32, flip=True, labels=False)
 """Unconditional, mirrored at random: all of the papers but VDM."""
 
+DDPM_PERIOD = 10000 ** (64 / 63)
+"""DDPM's code spaces 64 frequencies so that the last one, not the one after it, has the period 10000 (over 2 pi)."""
+
 
 def _ddpmpp(**changes: object) -> UNet:
     """DDPM++ of arXiv:2011.13456, App. H: biggan blocks that change the size, four a level, skips by sqrt(1/2)."""
@@ -36,6 +39,7 @@ def _ddpmpp(**changes: object) -> UNet:
         resample_blocks=True,
         resample_projection=True,
         skip_scale=math.sqrt(0.5),
+        max_period=DDPM_PERIOD,
         norm_eps=1e-6,
         dropout=0.1,
     )
@@ -53,6 +57,7 @@ def cifar10_ddpm() -> Config:
             blocks_per_level=2,
             attention_resolutions=(16,),
             dropout=0.1,
+            max_period=DDPM_PERIOD,
             norm_eps=1e-6,
         ),
         objective=Denoising(
@@ -88,6 +93,7 @@ def cifar10_iddpm() -> Config:
             scale_shift=True,
             dropout=0.3,  # Table 2: 0.3 on CIFAR-10
             learned_variance=True,
+            init_gain=1 / 3,  # its code: PyTorch's default law
         ),
         objective=Hybrid(
             path=chain,
@@ -138,7 +144,9 @@ def cifar10_ve() -> Config:
     path = paths.GeometricVE(0.02, 100.0)  # App. C: 0.01 to 50 for images in [0, 1]; these span [-1, 1]
     return Config(
         data=CIFAR10,
-        network=_ddpmpp(resample_taps=(1, 3, 3, 1), residual_input=True, fourier_scale=16.0),  # App. H: NCSN++
+        network=_ddpmpp(
+            resample_taps=(1, 3, 3, 1), residual_input=True, fourier_scale=16.0, embedding_channels=256
+        ),  # App. H: NCSN++
         objective=Denoising(
             path=path,
             prediction=predictions.Eps(LogRatio(1.0, offset=-math.log(2))),  # the log of sigma in the paper's units
@@ -171,6 +179,7 @@ def cifar10_vdm() -> Config:
             fourier_features=(6, 7),
             add_input=True,
             dropout=0.1,
+            norm_eps=1e-6,
         ),
         objective=VDM(
             path=LearnedSchedule(gamma_min, gamma_max, interior=False),

@@ -24,6 +24,7 @@ def _adm(learned_variance: bool, dtype: str) -> UNet:
         scale_shift=True,
         resample_blocks=True,
         dropout=0.1,
+        init_gain=1 / 3,  # its code: PyTorch's default law
         num_classes=1000,
         learned_variance=learned_variance,
         dtype="bfloat16" if dtype == "bfloat16" else "float32",
