@@ -79,3 +79,14 @@ def test_a_scalar_time_and_a_batch_agree_and_gradients_reach_every_parameter(qui
 def test_ends_in_the_wrong_order_are_refused():
     with pytest.raises(ValueError, match=r"--schedule.gamma-max"):
         LearnedSchedule(gamma_min=1.0, gamma_max=0.0).init(jax.random.key(0), T)
+
+
+def test_no_weights_can_make_the_noise_shrink(gamma, initial):
+    params = initial(LEARNED)
+    params["l1"] = {"kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1)}
+    for layer, seed in (("l2", 1), ("l3", 2)):  # steep steps up and down, all over the interval
+        leaves = params[layer]
+        keys = jax.random.split(jax.random.key(seed), len(leaves))
+        steep = [20 * jax.random.normal(k, v.shape) for k, v in zip(keys, leaves.values(), strict=True)]
+        params[layer] = dict(zip(leaves, steep, strict=True))
+    assert (jnp.diff(gamma(LEARNED, params, T)) > 0).all()
