@@ -81,7 +81,9 @@ def train(config: Config, workdir: Path) -> None:
     abstract = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), jax.eval_shape(init))
     checkpoints = open_checkpoints(workdir, config.keep, config.keep_every or None)
     restored = checkpoints.restore_latest(abstract)
-    state = restored[1] if restored else jax.jit(init, out_shardings=place)()
+    # A hundred small random draws that run once: on a CPU, optimising them would take longest.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    state = restored[1] if restored else jax.jit(init, out_shardings=place, compiler_options=options)()
     data = batches(config.data, source, config.batch_size, config.seed, jax.process_index(), jax.process_count())
     if restored:
         data.set_state(restored[2])
