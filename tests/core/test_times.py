@@ -142,9 +142,12 @@ def test_importance_draws_follow_their_quantiles():
 
 @pytest.mark.parametrize("law", LAWS, ids=repr)
 @pytest.mark.parametrize("wrap", [lambda law: law, Stratified], ids=["plain", "stratified"])
-@pytest.mark.parametrize("extreme", [0.0, 1 - 2.0**-23])
+@pytest.mark.parametrize("extreme", [0.0, 0.25, 1 - 2.0**-23])
 def test_no_law_ever_draws_an_end(law, wrap, extreme, monkeypatch):
-    """At the smallest and the largest number that JAX's generator can return; a chain's steps do include N."""
+    """At the smallest and the largest number of JAX's generator, and where a stratified 1 + 2**-24 rounds to 1.
+
+    A chain's steps do include N.
+    """
     monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.full(shape, extreme))
     path = Cosine()
     t = wrap(law)(jax.random.key(0), 4, path)
