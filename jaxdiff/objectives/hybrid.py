@@ -10,6 +10,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from jaxdiff.core.cond import drop
@@ -26,16 +27,17 @@ Image = Float[Array, "b h w c"]
 def log_variances(path: DiscreteVP, t: Float[Array, "b"]) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
     """log(beta_tilde) and log(beta) of steps t in {1 ... N}: the variances of the ancestral step to t - 1.
 
-    beta_tilde is 0 at t = 1, where step 2's is used. Source: arXiv:2006.11239, Eq. 7; arXiv:2102.09672, Sec. 3.1.
+    beta_tilde is 0 at t = 1, where step 2's is used. Formed in float64.
+
+    Source: arXiv:2006.11239, Eq. 7; arXiv:2102.09672, Sec. 3.1.
     """
 
-    def log_beta(t: Float[Array, "b"]) -> Float[Array, "b"]:
-        ratio = path(t).alpha / path(t - 1).alpha
-        return jnp.log1p(-jnp.square(ratio))
-
-    late = jnp.maximum(t, 2.0)
-    log_tilde = log_beta(late) + 2 * (jnp.log(path(late - 1).sigma) - jnp.log(path(late).sigma))
-    return log_tilde, log_beta(t)
+    betas = path.betas(path.num_steps)
+    log_sigma_sq = np.log(-np.expm1(np.cumsum(np.log1p(-betas))))
+    log_tilde = np.log(betas[1:]) + log_sigma_sq[:-1] - log_sigma_sq[1:]
+    tilde_table = np.append(log_tilde[:1], log_tilde).astype(np.float32)
+    step = t.astype(jnp.int32) - 1
+    return jnp.asarray(tilde_table)[step], jnp.asarray(np.log(betas).astype(np.float32))[step]
 
 
 def posterior_mean(cur: Level, nxt: Level, x0: Image, eps: Image) -> Image:

@@ -12,7 +12,7 @@ from jaxdiff.core.types import Level
 from jaxdiff.networks.schedule import LearnedSchedule
 from jaxdiff.objectives.base import Batch
 from jaxdiff.objectives.denoising import Denoising
-from jaxdiff.objectives.hybrid import Hybrid, discretized_nll, normal_kl, posterior_mean
+from jaxdiff.objectives.hybrid import Hybrid, discretized_nll, log_variances, normal_kl, posterior_mean
 from jaxdiff.objectives.vdm import VDM
 
 S = 0.7
@@ -143,6 +143,20 @@ def test_posterior_mean_is_ddpms():
     now, before, beta = alpha_bar[k - 1], alpha_bar[k - 2], betas[k - 1]
     expected = np.sqrt(before) * beta / (1 - now) * x0 + np.sqrt(1 - beta) * (1 - before) / (1 - now) * x
     np.testing.assert_allclose(posterior_mean(cur, nxt, x0, eps), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_variances_are_ddpms_to_float32():
+    # arXiv:2006.11239, Eq. 7, as products in float64; early steps of a long chain are where float32 would lose digits.
+    chain = paths.DiscreteVP(4000, paths.CosineBetas())
+    betas = chain.betas(4000)
+    alpha_bar = np.cumprod(1 - betas)
+    steps = np.array([2, 3, 100, 3999, 4000])
+    expected = betas[steps - 1] * (1 - alpha_bar[steps - 2]) / (1 - alpha_bar[steps - 1])
+    log_tilde, log_beta = log_variances(chain, jnp.asarray(steps, jnp.float32))
+    np.testing.assert_allclose(log_tilde, np.log(expected), rtol=1e-6)
+    np.testing.assert_allclose(log_beta, np.log(betas[steps - 1]), rtol=1e-6)
+    first = log_variances(chain, jnp.ones(1))
+    assert float(first[0][0]) == float(log_tilde[0]) and float(first[1][0]) == np.float32(np.log(betas[0]))
 
 
 def hybrid(scale: float) -> Hybrid:
