@@ -185,7 +185,7 @@ def sample(command: Command) -> None:
         "solver": to_json(solver),
         "grid": to_json(config.grid),
         "sampling": to_json(sampling),
-        "nfe": solver.nfe(sampling.steps),
+        "nfe": solver.nfe(levels),
         "seconds": round(seconds, 3),
     }
     (out / "info.json").write_text(json.dumps(info, indent=1) + "\n")

@@ -15,7 +15,7 @@ from jaxdiff.networks.apply import apply_fn, init_params
 from jaxdiff.objectives.base import Batch
 from jaxdiff.objectives.vdm import VDM
 from jaxdiff.sampling import guidance, threshold
-from jaxdiff.sampling.sample import denoiser, image_keys, initial, sample, trajectory
+from jaxdiff.sampling.sample import denoiser, image_keys, initial, on_path, sample, trajectory
 from jaxdiff.training.step import conditions, to_unit
 from jaxdiff.training.validate import Losses
 
@@ -154,7 +154,7 @@ def sampler(config: Config, steps_too: bool = False) -> Sampler:
             denoise = guidance.guided(guidance.pair(apply, params, prediction, cond), guidance.cfg(cfg_scale))
         else:
             denoise = denoiser(apply, params, prediction, cond)
-        denoise = THRESHOLDS[config.sampling.threshold](denoise)
+        denoise = on_path(config.objective.path_of(params))(THRESHOLDS[config.sampling.threshold](denoise))
         x = initial(keys, image_shape(config), jax.tree.map(lambda a: a[0], levels))
         scan = trajectory if steps_too else sample
         return to_uint8(scan(keys, x, levels, denoise, config.solver))

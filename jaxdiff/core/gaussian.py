@@ -60,14 +60,14 @@ def estimate(prediction: Prediction, level: Level, x: Image, out: Image) -> Esti
     return Estimate(x0, eps)
 
 
-def from_x0(level: Level, x: Image, x0: Image) -> Estimate:
+def from_x0(level: Level, x: Image, x0: Image, v: Image | None = None) -> Estimate:
     """The estimate with this x0: eps = (x - alpha * x0) / sigma. Needs sigma > 0."""
-    return Estimate(x0, (x - expand(level.alpha, x) * x0) / expand(level.sigma, x))
+    return Estimate(x0, (x - expand(level.alpha, x) * x0) / expand(level.sigma, x), v)
 
 
-def from_eps(level: Level, x: Image, eps: Image) -> Estimate:
+def from_eps(level: Level, x: Image, eps: Image, v: Image | None = None) -> Estimate:
     """The estimate with this eps: x0 = (x - sigma * eps) / alpha. Needs alpha > 0."""
-    return Estimate((x - expand(level.sigma, x) * eps) / expand(level.alpha, x), eps)
+    return Estimate((x - expand(level.sigma, x) * eps) / expand(level.alpha, x), eps, v)
 
 
 def check_solvable(prediction: Prediction, levels: Level) -> None:

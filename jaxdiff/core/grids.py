@@ -187,5 +187,16 @@ class Leading:
         return _at(path, step / self.length)
 
 
+def pad(levels: Level, num_steps: int) -> Level:
+    """The levels followed by clean ones, num_steps + 1 in all: grids of several lengths in one shape.
+
+    Raises: ValueError if there are more steps than that already.
+    """
+    extra = num_steps + 1 - levels.alpha.shape[0]
+    if extra < 0:
+        raise ValueError(f"num_steps = {num_steps} is not allowed: at least {num_steps - extra}, the grid's own")
+    return Level(jnp.append(levels.alpha, jnp.ones(extra)), jnp.append(levels.sigma, jnp.zeros(extra)))
+
+
 AnyGrid = UniformT | Polynomial | UniformLogSNR | Karras | Trailing | Leading
 """The grids that a config may hold."""

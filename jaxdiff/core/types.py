@@ -24,10 +24,14 @@ class Level(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What a denoiser believes at one noisy ``x``: always ``x = alpha * x0 + sigma * eps``."""
+    """What a denoiser believes at one noisy ``x``: ``x = alpha * x0 + sigma * eps``.
+
+    ``v`` in [-1, 1] is a learned variance's place between the two that are possible, None where there is none.
+    """
 
     x0: Float[Array, "b h w c"]
     eps: Float[Array, "b h w c"]
+    v: Float[Array, "b h w c"] | None = None
 
 
 @runtime_checkable
@@ -75,7 +79,9 @@ class ApplyFn(Protocol):
 
 
 Denoise = Callable[[Float[Array, "b h w c"], Level, Level], Estimate]
-"""``(x, cur, nxt) -> Estimate``: the belief at ``x``, which is at ``cur``; ``nxt`` is where the step goes."""
+"""``(x, cur, nxt) -> Estimate``: the belief at ``x``, which is at ``cur``; ``nxt`` is where the step goes.
+
+Solvers may ask at any level, on the network's path or off it: see `sampling.sample.on_path`."""
 
 Transform = Callable[[Denoise], Denoise]
 """Guidance, thresholding, inpainting ...: they compose."""

@@ -103,7 +103,7 @@ class Hybrid:
         u = 0.5 * (v + 1)
         log_var = u * log_beta + (1 - u) * log_tilde
         believed = estimate(self.prediction, cur, x, jax.lax.stop_gradient(out))
-        mean = posterior_mean(cur, nxt, *believed)
+        mean = posterior_mean(cur, nxt, believed.x0, believed.eps)
         kl = normal_kl(posterior_mean(cur, nxt, batch.x0, eps), log_tilde + 0 * mean, mean, log_var)
         bound = jnp.where(expand(t, x) < 1.5, discretized_nll(batch.x0, mean, log_var), kl)
         return simple, image_mean(bound) / jnp.log(2.0)

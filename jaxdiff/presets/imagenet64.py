@@ -69,7 +69,7 @@ def imagenet64_edm() -> Config:
         ),
         optim=Optim(learning_rate=1e-4, rule=AdamW(), warmup=10_000_000 // batch),  # Table 7
         ema=(Decay(0.5 ** (batch / 50_000_000)),),  # Table 7: half-life of 50 M images
-        solver=Heun(churn=40.0, churn_min=0.05, churn_max=50.0, noise=1.003, path=paths.Sigma(80.0)),  # Table 5
+        solver=Heun(churn=40.0, churn_min=0.05, churn_max=50.0, noise=1.003),  # Table 5
         grid=grids.Karras(0.002, 80.0, 7.0),
         sampling=Sampling(steps=256, threshold="none"),  # Fig. 4c: NFE 511
         steps=2_500_000_000 // batch,  # Table 7

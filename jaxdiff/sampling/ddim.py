@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key
 from jaxdiff.core import gaussian
 from jaxdiff.core.types import Denoise, Level
 from jaxdiff.sampling.sample import normal_like
-from jaxdiff.sampling.solver import State, decay
+from jaxdiff.sampling.solver import State, decay, num_steps
 
 Image = Float[Array, "b h w c"]
 
@@ -40,12 +40,12 @@ class DDIM:
     def step(
         self, keys: Key[Array, "b"], x: Image, state: State, cur: Level, nxt: Level, denoise: Denoise
     ) -> tuple[Image, State]:
-        x0, eps = denoise(x, cur, nxt)
+        x0, eps, _ = denoise(x, cur, nxt)
         if self.eta > 0:
             # Rising levels have no posterior variance: no fresh noise there.
             fresh = self.eta**2 * jnp.maximum(1 - jnp.square(decay(cur, nxt)), 0.0)
             eps = jnp.sqrt(1 - fresh) * eps + jnp.sqrt(fresh) * normal_like(keys, x)
         return gaussian.diffuse(nxt, x0, eps), None
 
-    def nfe(self, num_steps: int) -> int:
-        return num_steps
+    def nfe(self, levels: Level) -> int:
+        return int(num_steps(levels))

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxdiff.core import gaussian
 from jaxdiff.core.types import Denoise, Level
-from jaxdiff.sampling.solver import State, decay
+from jaxdiff.sampling.solver import State, decay, num_steps
 
 Image = Float[Array, "b h w c"]
 
@@ -39,7 +39,7 @@ class DPMSolverPP2M:
     def step(
         self, keys: Key[Array, "b"], x: Image, state: State, cur: Level, nxt: Level, denoise: Denoise
     ) -> tuple[Image, State]:
-        x0, eps = denoise(x, cur, nxt)
+        x0, eps, _ = denoise(x, cur, nxt)
         q = decay(cur, nxt)
         h = -jnp.log(q)
         # A line needs two finite steps of lambda, and a grid may repeat a level (h_prev = 0).
@@ -47,5 +47,5 @@ class DPMSolverPP2M:
         slope = jnp.where(line, nxt.alpha * (1 - q) * h / (2 * state.h), 0.0)
         return gaussian.diffuse(nxt, x0, eps) + slope * (x0 - state.x0), Previous(x0, h)
 
-    def nfe(self, num_steps: int) -> int:
-        return num_steps
+    def nfe(self, levels: Level) -> int:
+        return int(num_steps(levels))

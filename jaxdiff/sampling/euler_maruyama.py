@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 from jaxdiff.core import gaussian
 from jaxdiff.core.types import Denoise, Level
 from jaxdiff.sampling.sample import normal_like
-from jaxdiff.sampling.solver import State, decay
+from jaxdiff.sampling.solver import State, decay, num_steps
 
 Image = Float[Array, "b h w c"]
 
@@ -37,12 +37,12 @@ class EulerMaruyama:
     def step(
         self, keys: Key[Array, "b"], x: Image, state: State, cur: Level, nxt: Level, denoise: Denoise
     ) -> tuple[Image, State]:
-        x0, eps = denoise(x, cur, nxt)
+        x0, eps, _ = denoise(x, cur, nxt)
         q = decay(cur, nxt)
         # alpha' sqrt(r**2 - r'**2) = sigma' sqrt(1/q**2 - 1).
         safe = jnp.where(q > 0, q, 1.0)
         std = nxt.sigma * jnp.where(q > 0, jnp.sqrt(jnp.maximum(1 - q * q, 0.0)) / safe, 1.0)
         return gaussian.diffuse(nxt, x0, q * eps) + std * normal_like(keys, x), None
 
-    def nfe(self, num_steps: int) -> int:
-        return num_steps
+    def nfe(self, levels: Level) -> int:
+        return int(num_steps(levels))

@@ -36,10 +36,13 @@ def pair(apply: ApplyFn, params: Params, prediction: Prediction, cond: Cond) -> 
     }
     denoise = denoiser(apply, params, prediction, both)
 
+    def level_of_both(level: Level) -> Level:
+        return jax.tree.map(lambda a: jnp.repeat(a, 2) if a.ndim else a, level)
+
     def beliefs(x: Image, cur: Level, nxt: Level) -> tuple[Estimate, Estimate]:
-        together = denoise(jnp.repeat(x, 2, axis=0), cur, nxt)
-        main, ref = (Estimate(*(a.reshape(-1, 2, *x.shape[1:])[:, i] for a in together)) for i in range(2))
-        return main, ref
+        together = denoise(jnp.repeat(x, 2, axis=0), *(level_of_both(level) for level in (cur, nxt)))
+        apart = jax.tree.map(lambda a: a.reshape(-1, 2, *a.shape[1:]), together)
+        return jax.tree.map(lambda a: a[:, 0], apart), jax.tree.map(lambda a: a[:, 1], apart)
 
     return beliefs
 
@@ -63,6 +66,6 @@ def cfg(scale: float | Float[Array, ""] | Float[Array, "b"]) -> Rule:
 
     def rule(main: Estimate, ref: Estimate, x: Image, cur: Level) -> Estimate:
         s = gaussian.expand(jnp.asarray(scale), x)
-        return jax.tree.map(lambda m, r: r + s * (m - r), main, ref)
+        return Estimate(ref.x0 + s * (main.x0 - ref.x0), ref.eps + s * (main.eps - ref.eps), main.v)
 
     return rule

@@ -1,4 +1,4 @@
-"""EDM's stochastic Heun sampler, on any path.
+"""EDM's stochastic Heun sampler.
 
 In y = x / alpha and r = sigma / alpha the probability-flow ODE is dy/dr = eps. A step from r to r' < r:
 
@@ -16,17 +16,25 @@ Source: arXiv:2206.00364, Alg. 2.
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxdiff.core import gaussian
-from jaxdiff.core.types import Denoise, Level, Path
+from jaxdiff.core.types import Denoise, Level
 from jaxdiff.sampling.sample import normal_like
-from jaxdiff.sampling.solver import State, decay
+from jaxdiff.sampling.solver import State, decay, num_steps, vp
 
 Image = Float[Array, "b h w c"]
+
+
+class Churn(NamedTuple):
+    """gamma, and the sigma/alpha of the noisiest level, which churn does not exceed."""
+
+    gamma: Float[Array, ""]
+    top: Float[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,25 +49,21 @@ class Heun:
     """S_max: no churn above this sigma/alpha."""
     noise: float = 1.0
     """S_noise: standard deviation of the new noise; EDM used 1.003 on ImageNet-64, 1.007 on CIFAR-10."""
-    path: Path | None = None
-    """The network's path, off which churned levels are read; needed with churn > 0 only."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.churn < math.inf:
             raise ValueError(f"churn = {self.churn} is not allowed: a finite number >= 0 (--solver.churn)")
-        if self.churn and self.path is None:
-            raise ValueError(f"churn = {self.churn} needs the network's path: Heun(churn=..., path=...)")
 
     def init(self, x: Image, levels: Level) -> State:
-        num_steps = levels.alpha.shape[0] - 1
-        return jnp.float32(min(self.churn / num_steps, math.sqrt(2) - 1))
+        gamma = jnp.minimum(self.churn / num_steps(levels), math.sqrt(2) - 1)
+        return Churn(gamma, jnp.max(levels.sigma / levels.alpha))
 
     def step(
         self, keys: Key[Array, "b"], x: Image, state: State, cur: Level, nxt: Level, denoise: Denoise
     ) -> tuple[Image, State]:
-        if self.path is not None and self.churn > 0:
-            x, cur = self._churned(keys, x, cur, state, self.path)
-        x0, eps = denoise(x, cur, nxt)
+        if self.churn > 0:
+            x, cur = self._churned(keys, x, cur, state)
+        x0, eps, _ = denoise(x, cur, nxt)
         euler = gaussian.diffuse(nxt, x0, eps)
 
         def corrected() -> Image:
@@ -70,17 +74,15 @@ class Heun:
         # The network is not called at sigma = 0.
         return jax.lax.cond(nxt.sigma > 0, corrected, lambda: euler), state
 
-    def _churned(
-        self, keys: Key[Array, "b"], x: Image, cur: Level, gamma: Float[Array, ""], path: Path
-    ) -> tuple[Image, Level]:
+    def _churned(self, keys: Key[Array, "b"], x: Image, cur: Level, state: Churn) -> tuple[Image, Level]:
         ratio = cur.sigma / cur.alpha
         inside = (cur.alpha > 0) & (self.churn_min <= ratio) & (ratio <= self.churn_max)
-        # Where nothing is added, `cur` itself and not its round trip through the path.
         ratio = jnp.where(inside, ratio, 1.0)
-        level = path(path.invert((1 + gamma) * ratio))
-        added = jnp.sqrt(jnp.maximum(jnp.square(level.sigma / level.alpha) - jnp.square(ratio), 0.0))
+        noisier = jnp.minimum((1 + state.gamma) * ratio, state.top)
+        level = vp(noisier)
+        added = jnp.sqrt(jnp.maximum(jnp.square(noisier) - jnp.square(ratio), 0.0))
         churned = level.alpha * (x / jnp.where(inside, cur.alpha, 1.0) + self.noise * added * normal_like(keys, x))
         return jax.tree.map(lambda a, b: jnp.where(inside, a, b), (churned, level), (x, cur))
 
-    def nfe(self, num_steps: int) -> int:
-        return 2 * num_steps - 1
+    def nfe(self, levels: Level) -> int:
+        return int(2 * num_steps(levels) - jnp.sum((levels.sigma[:-1] > 0) & (levels.sigma[1:] == 0)))

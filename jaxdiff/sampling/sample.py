@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxdiff.core import gaussian
-from jaxdiff.core.types import ApplyFn, Cond, Denoise, Estimate, Level, Params, Prediction
-from jaxdiff.sampling.solver import Solver
+from jaxdiff.core.types import ApplyFn, Cond, Denoise, Estimate, Level, Params, Path, Prediction, Transform
+from jaxdiff.sampling.solver import Solver, State
 
 Image = Float[Array, "b h w c"]
 Keys = Key[Array, "b"]
@@ -28,17 +28,40 @@ def per_image(level: Level, b: int) -> Level:
 
 
 def denoiser(apply: ApplyFn, params: Params, prediction: Prediction, cond: Cond) -> Denoise:
-    """The network as a `Denoise`: its output, solved for (x0, eps).
+    """The network as a `Denoise`: its output, solved for (x0, eps), and v if it has twice the channels of x.
 
-    Channels of the output beyond those of x (a learned variance) are left out. `cond` has a leading axis b.
+    `cond` has a leading axis b.
     """
 
     def denoise(x: Image, cur: Level, nxt: Level) -> Estimate:
         b, c = x.shape[0], x.shape[-1]
         out = apply(params, x, per_image(cur, b), per_image(nxt, b), cond)
-        return gaussian.estimate(prediction, cur, x, out[..., :c])
+        estimate = gaussian.estimate(prediction, cur, x, out[..., :c])
+        return estimate._replace(v=out[..., c:]) if out.shape[-1] > c else estimate
 
     return denoise
+
+
+def on_path(path: Path) -> Transform:
+    """Lets solvers ask at any level, on the path or off it: x0 and eps depend on x / alpha and sigma / alpha alone.
+
+    x is rescaled to the path's own level of that sigma / alpha, which is where the network was trained; beyond the
+    path's ends it is asked at the end.
+    """
+
+    def at(level: Level) -> Level:
+        here = path(path.invert(level.sigma / level.alpha))
+        return jax.tree.map(lambda a, b: jnp.where(level.sigma > 0, a, b), here, level)
+
+    def transform(denoise: Denoise) -> Denoise:
+        def moved(x: Image, cur: Level, nxt: Level) -> Estimate:
+            here = at(cur)
+            scale = jnp.hypot(here.alpha, here.sigma) / jnp.hypot(cur.alpha, cur.sigma)
+            return denoise(gaussian.expand(scale, x) * x, here, at(nxt))
+
+        return moved
+
+    return transform
 
 
 def _fold(keys: Keys, number: Int[Array, ""] | int) -> Keys:
@@ -74,7 +97,12 @@ def _scan(
 ) -> tuple[Image, PyTree[Array]]:
     def step(carry, inputs):
         (x, state), (number, cur, nxt) = carry, inputs
-        x, state = solver.step(_fold(keys, number), x, state, cur, nxt, denoise)
+
+        def taken() -> tuple[Image, State]:
+            return solver.step(_fold(keys, number), x, state, cur, nxt, denoise)
+
+        # From clean to clean, as at the end of a padded grid, there is nothing to do.
+        x, state = jax.lax.cond((cur.sigma > 0) | (nxt.sigma > 0), taken, lambda: (x, state))
         return (x, state), x if keep else None
 
     cur, nxt = Level(levels.alpha[:-1], levels.sigma[:-1]), Level(levels.alpha[1:], levels.sigma[1:])
@@ -86,7 +114,8 @@ def _scan(
 def sample(keys: Keys, x: Image, levels: Level, denoise: Denoise, solver: Solver) -> Image:
     """x at the last level: scans `solver` over the pairs of neighbours in `levels`, Level[num_steps + 1].
 
-    `x` is at levels[0] (`initial`, or a noised image). Falling levels ending at sigma = 0 make an image;
+    `x` is at levels[0] (`initial`, or a noised image). Steps from clean to clean (`grids.pad`) do nothing, so one
+    compilation serves every number of steps up to the padded one. Falling levels ending at sigma = 0 make an image;
     rising ones with `DDIM()` find the noise of an image (start them above sigma = 0, where networks are
     not defined).
     """

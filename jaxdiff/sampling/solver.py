@@ -2,7 +2,8 @@
 
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Array, Float, Key, PyTree
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxdiff.core.types import Denoise, Level
 
@@ -26,9 +27,20 @@ class Solver(Protocol):
         """x at `nxt`, given x at `cur` (scalar levels). `keys` are this step's own, one per image."""
         ...
 
-    def nfe(self, num_steps: int) -> int:
-        """Calls of `denoise` in `num_steps` steps, the last of which ends at sigma = 0."""
+    def nfe(self, levels: Level) -> int | None:
+        """Calls of `denoise` for an image on its way down these concrete levels; None if that differs by image."""
         ...
+
+
+def num_steps(levels: Level) -> Int[Array, ""]:
+    """Steps of a grid, not counting those from clean to clean that pad it; may be traced."""
+    return jnp.sum((levels.sigma[:-1] > 0) | (levels.sigma[1:] > 0))
+
+
+def vp(ratio: Float[Array, "*b"]) -> Level:
+    """The level of sigma / alpha = ratio with alpha**2 + sigma**2 = 1: where a solver asks off the grid."""
+    alpha = 1 / jnp.hypot(ratio, 1.0)
+    return Level(alpha, jnp.where(jnp.isinf(ratio), 1.0, ratio * alpha))
 
 
 def decay(cur: Level, nxt: Level) -> Float[Array, "*b"]:

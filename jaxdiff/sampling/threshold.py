@@ -17,8 +17,8 @@ def static(low: float = -1.0, high: float = 1.0) -> Transform:
 
     def transform(denoise: Denoise) -> Denoise:
         def clipped(x: Image, cur: Level, nxt: Level) -> Estimate:
-            x0 = jnp.clip(denoise(x, cur, nxt).x0, low, high)
-            return gaussian.from_x0(cur, x, x0)
+            x0, _, v = denoise(x, cur, nxt)
+            return gaussian.from_x0(cur, x, jnp.clip(x0, low, high), v)
 
         return clipped
 
@@ -35,9 +35,9 @@ def dynamic(quantile: float = 0.995) -> Transform:
 
     def transform(denoise: Denoise) -> Denoise:
         def clipped(x: Image, cur: Level, nxt: Level) -> Estimate:
-            x0 = denoise(x, cur, nxt).x0
+            x0, _, v = denoise(x, cur, nxt)
             s = jnp.maximum(jnp.quantile(jnp.abs(x0), quantile, axis=(1, 2, 3), keepdims=True), 1.0)
-            return gaussian.from_x0(cur, x, jnp.clip(x0, -s, s) / s)
+            return gaussian.from_x0(cur, x, jnp.clip(x0, -s, s) / s, v)
 
         return clipped
 

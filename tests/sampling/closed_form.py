@@ -42,7 +42,7 @@ def network(prediction, data):
 
     def apply(params, x, cur, nxt, cond, key=None):
         assert cur.alpha.shape == nxt.sigma.shape == x.shape[:1] and key is None
-        return gaussian.target(prediction, cur, *denoiser(data)(x, cur, nxt))
+        return gaussian.target(prediction, cur, *denoiser(data)(x, cur, nxt)[:2])
 
     return apply
 

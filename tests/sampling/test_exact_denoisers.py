@@ -19,7 +19,7 @@ from jaxdiff.sampling.ddim import DDIM
 from jaxdiff.sampling.dpm_solver import DPMSolverPP2M
 from jaxdiff.sampling.euler_maruyama import EulerMaruyama
 from jaxdiff.sampling.heun import Heun
-from jaxdiff.sampling.sample import denoiser, image_keys, normal, sample
+from jaxdiff.sampling.sample import denoiser, image_keys, normal, on_path, sample
 
 PATHS = {
     "linear_vp": paths.LinearVP(),
@@ -40,15 +40,15 @@ PREDICTIONS = {
 }
 # The ODE's solvers, with their error at 64 steps: in standard deviations, and in cumulative probability.
 ODE = {
-    "ddim": (lambda path: DDIM(), 0.15, 0.01),
-    "heun": (lambda path: Heun(), 0.01, 1e-3),
-    "2m": (lambda path: DPMSolverPP2M(), 0.01, 1e-3),
+    "ddim": (DDIM(), 0.15, 0.01),
+    "heun": (Heun(), 0.01, 1e-3),
+    "2m": (DPMSolverPP2M(), 0.01, 1e-3),
 }
 # The others, with the error that 64 steps leave in the standard deviation and in cumulative probability.
 SDE = {
-    "ddpm": (lambda path: DDIM(eta=1.0), 0.04, 0.02),
-    "euler_maruyama": (lambda path: EulerMaruyama(), 0.04, 0.02),
-    "churn": (lambda path: Heun(20.0, churn_min=0.05, churn_max=10.0, path=path), 0.02, 0.02),
+    "ddpm": (DDIM(eta=1.0), 0.04, 0.02),
+    "euler_maruyama": (EulerMaruyama(), 0.04, 0.02),
+    "churn": (Heun(20.0, churn_min=0.05, churn_max=10.0), 0.02, 0.02),
 }
 
 N = 1536  # pixels: as many as XLA still handles in one thread on a CPU, which is far faster
@@ -86,14 +86,14 @@ class ChosenPath(NamedTuple):
 
 @pytest.fixture(scope="module")
 def runner(closed_form):
-    """(path, prediction, solver) -> the jitted sampler (x, levels, data); `solver` makes one from a path."""
+    """(path, prediction, solver) -> the jitted sampler (x, levels, data)."""
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(solver, path, prediction, x, levels, data):
         prediction = ChosenPrediction(prediction)
         denoise = denoiser(closed_form.network(prediction, data), {}, prediction, {})
         keys = image_keys(1, jnp.arange(N // 16))
-        return sample(keys, x, levels, denoise, solver(ChosenPath(path)))
+        return sample(keys, x, levels, on_path(ChosenPath(path))(denoise), solver)
 
     def runner(path, prediction, solver):
         path, prediction = list(PATHS).index(path), list(PREDICTIONS).index(prediction)

@@ -82,7 +82,7 @@ def test_scale_may_differ_between_images(apply):
 
 
 def test_guided_estimates_stay_in_the_plane(apply):
-    x0, eps = guided(pair(apply, {}, PREDICTION, {"label": LABEL}), cfg(3.0))(x_at(), AT, AT)
+    x0, eps, _ = guided(pair(apply, {}, PREDICTION, {"label": LABEL}), cfg(3.0))(x_at(), AT, AT)
     assert jnp.allclose(AT.alpha * x0 + AT.sigma * eps, x_at(), atol=1e-5)
 
 

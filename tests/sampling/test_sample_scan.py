@@ -15,9 +15,10 @@ from jaxdiff.sampling.dpm_solver import DPMSolverPP2M
 from jaxdiff.sampling.euler_maruyama import EulerMaruyama
 from jaxdiff.sampling.guidance import cfg, guided, pair
 from jaxdiff.sampling.heun import Heun
-from jaxdiff.sampling.sample import denoiser, image_keys, initial, normal, sample, trajectory
+from jaxdiff.sampling.sample import denoiser, image_keys, initial, normal, on_path, sample, trajectory
+from jaxdiff.sampling.solver import vp
 
-SOLVERS = [DDIM(), DDIM(0.5), Heun(), Heun(5.0, path=paths.Linear()), EulerMaruyama(), DPMSolverPP2M()]
+SOLVERS = [DDIM(), DDIM(0.5), Heun(), Heun(5.0), EulerMaruyama(), DPMSolverPP2M()]
 SHAPE = (2, 2, 1)
 
 
@@ -37,7 +38,7 @@ def images(indices, denoise, solver, num_steps=4, seed=3):
     return sample(keys, initial(keys, SHAPE, Level(levels.alpha[0], levels.sigma[0])), levels, denoise, solver)
 
 
-@pytest.mark.parametrize("solver", [DDIM(0.5), Heun(5.0, path=paths.Linear())])
+@pytest.mark.parametrize("solver", [DDIM(0.5), Heun(5.0)])
 def test_an_image_is_the_same_in_any_batch(solver, denoise):
     def of(*indices):
         return np.asarray(images(jnp.array(indices), denoise, solver))
@@ -79,7 +80,7 @@ def test_noise_is_standard_and_never_used_twice():
         def step(self, keys, x, state, cur, nxt, denoise):
             return normal(keys, x.shape[1:]), None
 
-        def nfe(self, num_steps):
+        def nfe(self, levels):
             return 0
 
     start = initial(keys, (8, 8, 1), one)
@@ -105,9 +106,30 @@ def test_network_calls_are_counted_and_never_at_sigma_0(solver, denoise):
         seen.clear()
         jax.block_until_ready(images(jnp.arange(2), counted, solver, num_steps))
         jax.effects_barrier()
-        assert len(seen) == solver.nfe(num_steps)
+        assert len(seen) == solver.nfe(levels_of(num_steps))
         assert min(seen) > 0
-    assert solver.nfe(5) == (9 if isinstance(solver, Heun) else 5)
+    assert solver.nfe(levels_of(5)) == (9 if isinstance(solver, Heun) else 5)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_padded_grid_gives_the_same_images_and_costs_nothing(solver, denoise):
+    keys = image_keys(3, jnp.arange(2))
+    x = initial(keys, SHAPE, Level(jnp.float32(0.1), jnp.float32(0.9)))
+    seen = []
+
+    def counted(x, cur, nxt):
+        jax.debug.callback(lambda sigma: seen.append(float(sigma)), cur.sigma)
+        return denoise(x, cur, nxt)
+
+    run = jax.jit(lambda levels: sample(keys, x, levels, counted, solver))
+    for num_steps in (2, 5):
+        want = sample(keys, x, levels_of(num_steps), denoise, solver)
+        seen.clear()
+        padded = grids.pad(levels_of(num_steps), 6)
+        np.testing.assert_allclose(run(padded), want, atol=1e-5)
+        jax.effects_barrier()
+        assert len(seen) == solver.nfe(padded) == solver.nfe(levels_of(num_steps))
+    assert run._cache_size() == 1
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -167,13 +189,13 @@ def test_sample_keeps_no_trajectory(denoise):
     assert (5, 2, *SHAPE) not in scanned(sample)
 
 
-def test_denoiser_gives_networks_levels_per_image_and_drops_the_variance(closed_form):
+def test_denoiser_gives_networks_levels_per_image_and_keeps_the_variance_apart(closed_form):
     exact = closed_form.network(predictions.Flow(), closed_form.normal(0.3, 0.5))
 
     def apply(params, x, cur, nxt, cond, key=None):
         out = exact(params, x, cur, nxt, cond, key)  # checks that levels are per image
         assert nxt.alpha.shape == (3,) and cond["label"].shape == (3,)
-        return jnp.concatenate([out, jnp.full_like(out, jnp.nan)], axis=-1)
+        return jnp.concatenate([out, jnp.full_like(out, 0.25)], axis=-1)
 
     x = jnp.linspace(-1, 1, 24).reshape(3, 2, 2, 2)
     cond = {"label": jnp.zeros(3, jnp.int32)}
@@ -181,3 +203,26 @@ def test_denoiser_gives_networks_levels_per_image_and_drops_the_variance(closed_
     got = denoiser(apply, {}, predictions.Flow(), cond)(x, cur, nxt)
     want = closed_form.denoiser(closed_form.normal(0.3, 0.5))(x, cur, nxt)
     assert jnp.allclose(got.x0, want.x0, atol=1e-5) and jnp.allclose(got.eps, want.eps, atol=1e-5)
+    assert jnp.array_equal(got.v, jnp.full_like(x, 0.25)) and want.v is None
+
+
+@pytest.mark.parametrize("path", [paths.Linear(), paths.LinearVP(), paths.Sigma(), paths.DiscreteVP(100)])
+def test_on_path_asks_the_network_at_its_own_levels(path, closed_form):
+    exact = closed_form.denoiser(closed_form.normal(0.3, 0.5))
+    asked = []
+
+    def network(x, cur, nxt):
+        asked.extend([cur, nxt])
+        return exact(x, cur, nxt)
+
+    x = jnp.linspace(-1, 1, 12).reshape(3, 2, 2, 1)
+    cur, clean = vp(jnp.array([0.1, 1.0, 5.0])), Level(jnp.ones(3), jnp.zeros(3))
+    got, want = on_path(path)(network)(x, cur, clean), exact(x, cur, clean)
+    on = path(path.invert(cur.sigma / cur.alpha))
+    assert jnp.array_equal(asked[0].alpha, on.alpha) and jnp.array_equal(asked[0].sigma, on.sigma)
+    assert jnp.array_equal(asked[1].sigma, clean.sigma)
+    assert jnp.allclose(got.x0, want.x0, atol=2e-5) and jnp.allclose(got.eps, want.eps, atol=2e-4)
+    # Pure noise stays pure noise.
+    noise = Level(jnp.zeros(()), jnp.ones(()))
+    if isinstance(path, paths.Linear):
+        assert jnp.allclose(on_path(path)(network)(x, noise, cur).eps, x, atol=1e-6)
