@@ -1,0 +1,70 @@
+"""Values on the command line by short names: `--solver heun`, or with fields, `--solver "heun(churn=40)"`."""
+
+import ast
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import TypeVar
+
+from jaxdiff.config import AnySolver
+from jaxdiff.core import grids
+from jaxdiff.sampling.ddim import DDIM
+from jaxdiff.sampling.dpm_solver import DPMSolverPP2M
+from jaxdiff.sampling.euler_maruyama import EulerMaruyama
+from jaxdiff.sampling.heun import Heun
+
+SOLVERS: Mapping[str, AnySolver] = {
+    "ddim": DDIM(),
+    "ddpm": DDIM(eta=1.0),
+    "heun": Heun(),
+    "euler-maruyama": EulerMaruyama(),
+    "dpmpp-2m": DPMSolverPP2M(),
+}
+"""What `--solver` names."""
+
+GRIDS: Mapping[str, grids.AnyGrid] = {
+    "uniform": grids.UniformT(),
+    "polynomial": grids.Polynomial(),
+    "logsnr": grids.UniformLogSNR(),
+    "karras": grids.Karras(),
+    "trailing": grids.Trailing(),
+    "leading": grids.Leading(),
+}
+"""What `--grid` names."""
+
+T = TypeVar("T")
+
+
+def value_of(text: str, table: Mapping[str, T], flag: str) -> T:
+    """The value that `name` or `name(field=number, ...)` means.
+
+    Raises: ValueError, naming what is allowed.
+    """
+    match = re.fullmatch(r"([^()\s]+)\s*(?:\((.*)\))?", text.strip())
+    if match is None or match[1] not in table:
+        raise ValueError(f"{text!r} is not allowed: {', '.join(table)}, or NAME(field=value, ...) ({flag})")
+    value = table[match[1]]
+    if not match[2]:
+        return value
+    fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}  # pyright: ignore[reportArgumentType]
+    changed = _fields_in(text, match[2], flag)
+    for name in changed:
+        if name not in fields:
+            known = ", ".join(f"{k}={v}" for k, v in fields.items()) or "none"
+            raise ValueError(f"{match[1]} has no field {name!r}: its fields are {known} ({flag})")
+        given = changed[name]
+        if isinstance(fields[name], float) and isinstance(given, int):
+            changed[name] = float(given)
+        if fields[name] is not None and changed[name] is not None and type(changed[name]) is not type(fields[name]):
+            raise ValueError(f"{name} = {changed[name]!r} is not allowed: a {type(fields[name]).__name__} ({flag})")
+    return dataclasses.replace(value, **changed)  # pyright: ignore[reportArgumentType]
+
+
+def _fields_in(text: str, arguments: str, flag: str) -> dict[str, object]:
+    try:
+        call = ast.parse(f"f({arguments})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise ValueError
+        return {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{text!r} cannot be read: NAME(field=value, ...) ({flag})") from error
