@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from jaxdiff import build
-from jaxdiff.config import Config, Json, from_json, to_json
+from jaxdiff.config import Config, from_json, to_json
 from jaxdiff.core.types import Level, Params
 from jaxdiff.names import GRIDS, SOLVERS, value_of
 from jaxdiff.training.ema import Decay, Power
@@ -69,6 +70,8 @@ class Trained:
     """Class of all images; None: the classes in turn."""
     label_names: tuple[str, ...]
     params: Params
+    params_sha256: str
+    """Of all parameters, the average taken: whatever is kept of a run's samples belongs to these."""
     levels: Level
     run: build.Sampler
 
@@ -90,11 +93,12 @@ class Trained:
         index, scale = inputs.pop("index"), jnp.float32(self.config.sampling.cfg_scale)
         return np.asarray(self.run(self.params, jnp.int32(self.settings.seed), index, self.levels, inputs, scale))
 
-    def description(self) -> dict[str, Json]:
+    def description(self) -> dict[str, object]:
         """All that the images depend on besides their numbers, for records."""
         ema, config = self.settings.ema, self.config
         return {
             "checkpoint_step": self.step,
+            "params_sha256": self.params_sha256,
             "seed": self.settings.seed,
             "label": self.label,
             "ema": ema if ema is not None else (to_json(config.ema[0]) if config.ema else "none"),
@@ -124,7 +128,17 @@ def open_trained(workdir: Path, settings: Settings) -> Trained:
     levels = build.levels_of(config, config.objective.path_of(params))
     params, levels = jax.device_put((params, levels), replicated(data_mesh()))
     names = tuple(record["label_names"])
-    return Trained(config, settings, step, label, names, params, levels, shared_sampler(config))
+    return Trained(config, settings, step, label, names, params, fingerprint(params), levels, shared_sampler(config))
+
+
+def fingerprint(params: Params) -> str:
+    """The SHA-256 of all arrays, in the order of their names."""
+    whole = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(params):
+        array = np.asarray(leaf)
+        whole.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        whole.update(array.tobytes())
+    return whole.hexdigest()
 
 
 def with_settings(config: Config, settings: Settings) -> Config:

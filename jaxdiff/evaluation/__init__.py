@@ -1,0 +1,1 @@
+"""Metrics of sets of images, and the networks whose features they compare."""

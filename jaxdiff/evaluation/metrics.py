@@ -1,0 +1,157 @@
+"""The metrics by name: what each looks at, and how it is measured with its interval.
+
+| metric | of | better |
+|---|---|---|
+| fid, sfid | Fréchet distance of pooled and of spatial features of the Inception network of 2015 | - |
+| is | Inception score, by the same network | + |
+| fd | Fréchet distance on any feature network | - |
+| kid | kernel distance on any feature network, unbiased, of the whole sets | - |
+| precision, recall, density, coverage | balls around features of any network | + |
+| cmmd | CLIP ViT-L/14 at 336 pixels | - |
+| clip-score | cosine of CLIP's image and text embeddings, times 100 | + |
+| psnr, ssim, lpips | pairs of images, sample i and reference i | +, +, - |
+| lpips-diversity | pairs of samples of one class | + |
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxdiff.evaluation import image_quality
+from jaxdiff.evaluation.bootstrap import Interval, frechet_interval, interval
+from jaxdiff.evaluation.frechet import frechet
+from jaxdiff.evaluation.inception_score import inception_score
+from jaxdiff.evaluation.kernel import cmmd, kid_full
+from jaxdiff.evaluation.manifold import density_coverage, precision_recall
+from jaxdiff.evaluation.moments import Gaussian, gaussian, moments
+
+
+class Reference(NamedTuple):
+    """What a metric compares with: features, or their Gaussian alone where only statistics were kept."""
+
+    features: np.ndarray | None
+    gaussian: Gaussian | None = None
+
+
+class Bootstrap(NamedTuple):
+    """How intervals are made: `count` random halves, none if 0, from a seed."""
+
+    count: int
+    seed: int = 0
+
+
+Rows = Int[np.ndarray, "m"]
+Measure = Callable[[np.ndarray, Reference, Bootstrap], Interval]
+"""(of the samples, of the reference, how) -> the figure and its interval."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """What a metric looks at, and how."""
+
+    measure: Measure
+    output: str = "features"
+    """Which output of the network: features, spatial, logits; "images" are the images themselves."""
+    network: str | None = None
+    """The network that defines it (a name of `pretrained.features.open_features`); None: any."""
+    reference: bool = True
+    """Whether it compares with a reference."""
+    better: str = "lower"
+    """Which figures are better."""
+
+
+def plain(value: float) -> Interval:
+    """A figure without an interval."""
+    return Interval(value, float("nan"), float("nan"), float("nan"), float("nan"))
+
+
+def _interval(metric: Callable[[Rows], float], n: int, how: Bootstrap) -> Interval:
+    if not how.count:
+        return plain(metric(np.arange(n)))
+    return interval(metric, n, count=how.count, seed=how.seed)
+
+
+def _features(reference: Reference) -> np.ndarray:
+    if reference.features is None:
+        raise ValueError("this metric needs the reference's images, not only their statistics (--reference)")
+    return reference.features
+
+
+def _frechet(generated: np.ndarray, reference: Reference, how: Bootstrap) -> Interval:
+    known = reference.gaussian or gaussian(moments(_features(reference)))
+    if not how.count:
+        return plain(frechet(gaussian(moments(generated)), known))
+    return frechet_interval(generated, known, count=how.count, seed=how.seed)
+
+
+def _kid(generated: np.ndarray, reference: Reference, how: Bootstrap) -> Interval:
+    real = _features(reference)
+    return _interval(lambda rows: kid_full(generated[rows], real), len(generated), how)
+
+
+def _cmmd(generated: np.ndarray, reference: Reference, how: Bootstrap) -> Interval:
+    real = _features(reference)
+    return _interval(lambda rows: cmmd(generated[rows], real), len(generated), how)
+
+
+def _inception_score(generated: np.ndarray, reference: Reference, how: Bootstrap) -> Interval:
+    return _interval(lambda rows: inception_score(generated[rows]).mean, len(generated), how)
+
+
+def _manifold(pick: Callable[[np.ndarray, np.ndarray], float]) -> Measure:
+    def measure(generated: np.ndarray, reference: Reference, how: Bootstrap) -> Interval:
+        real = _features(reference)
+        return _interval(lambda rows: pick(generated[rows], real), len(generated), how)
+
+    return measure
+
+
+def _mean(values: Float[np.ndarray, "n"], how: Bootstrap) -> Interval:
+    return _interval(lambda rows: float(np.mean(values[rows], dtype=np.float64)), len(values), how)
+
+
+def _pairs(quality: Callable[[Array, Array], Array]) -> Measure:
+    def measure(generated: np.ndarray, reference: Reference, how: Bootstrap) -> Interval:
+        real = _features(reference)
+        if real.shape != generated.shape:
+            raise ValueError(
+                f"{len(generated)} images {generated.shape[1:]} and {len(real)} images {real.shape[1:]} are no pairs: "
+                "as many are needed, of one size (--reference, --num)"
+            )
+        blocks = (slice(i, i + 64) for i in range(0, len(real), 64))
+        return _mean(np.concatenate([np.asarray(quality(_unit(generated[b]), _unit(real[b]))) for b in blocks]), how)
+
+    return measure
+
+
+def _unit(images: np.ndarray) -> Float[Array, "n h w c"]:
+    return jnp.asarray(images, jnp.float32) / 127.5 - 1
+
+
+def _given(generated: np.ndarray, reference: Reference, how: Bootstrap) -> Interval:
+    """The mean of figures that were made image by image."""
+    return _mean(generated, how)
+
+
+METRICS: Mapping[str, Metric] = {
+    "fid": Metric(_frechet, network="inception"),
+    "sfid": Metric(_frechet, "spatial", network="inception"),
+    "is": Metric(_inception_score, "logits", network="inception", reference=False, better="higher"),
+    "fd": Metric(_frechet),
+    "kid": Metric(_kid),
+    "precision": Metric(_manifold(lambda g, r: precision_recall(g, r).precision), better="higher"),
+    "recall": Metric(_manifold(lambda g, r: precision_recall(g, r).recall), better="higher"),
+    "density": Metric(_manifold(lambda g, r: density_coverage(g, r).density), better="higher"),
+    "coverage": Metric(_manifold(lambda g, r: density_coverage(g, r).coverage), better="higher"),
+    "cmmd": Metric(_cmmd, network="clip-l14-336"),
+    "clip-score": Metric(_given, "clip-score", network="clip-l14", reference=False, better="higher"),
+    "psnr": Metric(_pairs(image_quality.psnr), "images", better="higher"),
+    "ssim": Metric(_pairs(image_quality.ssim), "images", better="higher"),
+    "lpips": Metric(_given, "lpips", network="lpips-alexnet"),
+    "lpips-diversity": Metric(_given, "lpips-diversity", network="lpips-alexnet", reference=False, better="higher"),
+}
+"""What `--metrics` names."""
