@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from jaxdiff.commands import evaluate
+from jaxdiff.commands import evaluate, grid
 
-COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {"evaluate": evaluate.main}
+COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {"evaluate": evaluate.main, "grid": grid.main}
 """Every command by its name."""
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Int, UInt8
 
 from jaxdiff import build
 from jaxdiff.config import Config, from_json, to_json
+from jaxdiff.core.grids import Table
 from jaxdiff.core.types import Level, Params
 from jaxdiff.names import GRIDS, SOLVERS, value_of
 from jaxdiff.training.ema import Decay, Power
@@ -36,7 +37,8 @@ class Settings:
     solver: str | None = None
     """The solver (by default the run's own, ddim in most presets), by name or with fields: "heun(churn=40)"."""
     grid: str | None = None
-    """The noise levels (by default the run's own), by name or with fields: "karras(rho=5)"."""
+    """The noise levels (by default the run's own), by name or with fields: "karras(rho=5)"; "optimised": those that
+    jaxdiff grid has fitted to the run."""
     threshold: Literal["none", "static", "dynamic"] | None = None
     """Keep x0 estimates in [-1, 1] (by default the run's own)."""
     label: str | None = None
@@ -123,6 +125,8 @@ def open_trained(workdir: Path, settings: Settings) -> Trained:
     config = from_json(record["config"])
     assert isinstance(config, Config)
     config = with_settings(config, settings)
+    if settings.grid == "optimised":
+        config = dataclasses.replace(config, grid=read_fitted_grid(workdir, config.sampling.steps))
     label = None if settings.label is None else find_label(settings.label, record["label_names"])
     params = read_ema(workdir, step, config, settings.ema)
     levels = build.levels_of(config, config.objective.path_of(params))
@@ -141,12 +145,27 @@ def fingerprint(params: Params) -> str:
     return whole.hexdigest()
 
 
+def fitted_grid(workdir: Path, steps: int) -> Path:
+    """Where `jaxdiff grid` writes the levels for this number of steps."""
+    return workdir / "grids" / f"{steps}.json"
+
+
+def read_fitted_grid(workdir: Path, steps: int) -> Table:
+    """The levels that were fitted to the run. Raises: ValueError if there are none for this number of steps."""
+    path = fitted_grid(workdir, steps)
+    if not path.exists():
+        raise ValueError(f"{workdir} has no grid for {steps} steps: jaxdiff grid {workdir} --steps {steps} (--grid)")
+    table = from_json(json.loads(path.read_text())["grid"])
+    assert isinstance(table, Table)
+    return table
+
+
 def with_settings(config: Config, settings: Settings) -> Config:
     """The config, changed where the settings say something. Raises: ValueError."""
     changed = {"steps": settings.steps, "cfg_scale": settings.cfg_scale, "threshold": settings.threshold}
     sampling = dataclasses.replace(config.sampling, **{k: v for k, v in changed.items() if v is not None})
     solver = config.solver if settings.solver is None else value_of(settings.solver, SOLVERS, "--solver")
-    grid = config.grid if settings.grid is None else value_of(settings.grid, GRIDS, "--grid")
+    grid = config.grid if settings.grid in (None, "optimised") else value_of(settings.grid, GRIDS, "--grid")
     config = dataclasses.replace(config, sampling=sampling, solver=solver, grid=grid)
     if settings.cfg_scale not in (None, 1) and not build.is_guided(config):
         raise ValueError(f"cfg_scale = {settings.cfg_scale} is not allowed: this network has no classes (--cfg-scale)")

@@ -24,14 +24,19 @@ Image = Float[Array, "b h w c"]
 WINDOW = 11
 
 
-def psnr(x: Image, y: Image, data_range: float = 2.0) -> Float[Array, "b"]:
+def psnr(x: Image, y: Image, data_range: float = 1.0) -> Float[Array, "b"]:
     """Peak signal-to-noise ratio of each pair, in decibel; inf for equal images. `data_range` is largest - smallest."""
     error = jnp.mean(jnp.square(x - y), axis=(1, 2, 3))
     return 20 * jnp.log10(data_range) - 10 * jnp.log10(error)
 
 
-def ssim(x: Image, y: Image, data_range: float = 2.0) -> Float[Array, "b"]:
-    """Structural similarity of each pair, in [-1, 1]. Raises: ValueError if a side is below 11 pixels."""
+def ssim(x: Image, y: Image, data_range: float = 1.0) -> Float[Array, "b"]:
+    """Structural similarity of each pair, in [-1, 1], of intensities from 0 (black) to `data_range` (white).
+
+    It compares means by their ratio, so images in [-1, 1] must be brought to [0, 1] first.
+
+    Raises: ValueError if a side is below 11 pixels.
+    """
     if min(x.shape[1:3]) < WINDOW:
         raise ValueError(f"images of {x.shape[2]}x{x.shape[1]} have no SSIM: at least {WINDOW}x{WINDOW} pixels")
     offsets = np.arange(WINDOW) - WINDOW // 2

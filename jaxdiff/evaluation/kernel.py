@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.evaluation.moments import check_dimensions
 
@@ -81,27 +81,44 @@ def kid(
     for i in range(subsets):
         rng = np.random.default_rng((seed, i))
         a, b = (v[rng.choice(len(v), subset_size, replace=False)] for v in (x, y))
-        values.append(_mmd2(cubic, a, b, unbiased=True, block=BLOCK))
+        values.append(kid_full(a, b))
     return KID(float(np.mean(values)), float(np.std(values)))
 
 
 def kid_full(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m e"], *, block: int = BLOCK) -> float:
     """The unbiased MMD^2 of whole sets: what `kid` estimates, with the least variance that they allow."""
-    check_dimensions(x, y)
-    if min(len(x), len(y)) < 2:
-        raise ValueError(f"{min(len(x), len(y))} features have no unbiased MMD: at least 2 are needed (--num)")
-    return _mmd2(cubic, x, y, unbiased=True, block=block)
+    return float(kid_of(x, y, _all(x), block=block)[0])
+
+
+def kid_of(
+    x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m e"], subsets: Bool[np.ndarray, "k n"], *, block: int = BLOCK
+) -> Float[np.ndarray, "k"]:
+    """`kid_full` of each of many subsets of x, in one pass over the pairs: for `bootstrap.interval_of`."""
+    if min(*subsets.sum(axis=1), len(y)) < 2:
+        raise ValueError(f"{min(*subsets.sum(axis=1), len(y))} features have no unbiased MMD: at least 2 (--num)")
+    return _mmd2(cubic, x, y, subsets, unbiased=True, block=block)
 
 
 def cmmd(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m e"], *, sigma: float = 10.0, block: int = BLOCK) -> float:
     """1000 times the MMD^2 over all pairs (biased upwards, as published); features are brought to length 1 here.
 
-    Meant for CLIP's image embeddings before any normalisation or after. Raises: ValueError if a feature is 0.
+    Meant for CLIP's image embeddings. Raises: ValueError if a feature is 0.
     """
-    check_dimensions(x, y)
-    if not len(x) or not len(y):
-        raise ValueError(f"sets of {len(x)} and {len(y)} features cannot be compared: at least 1 each (--num)")
-    return 1000 * _mmd2(RBF(sigma), unit(x), unit(y), unbiased=False, block=block)
+    return float(cmmd_of(x, y, _all(x), sigma=sigma, block=block)[0])
+
+
+def cmmd_of(
+    x: Float[np.ndarray, "n d"],
+    y: Float[np.ndarray, "m e"],
+    subsets: Bool[np.ndarray, "k n"],
+    *,
+    sigma: float = 10.0,
+    block: int = BLOCK,
+) -> Float[np.ndarray, "k"]:
+    """`cmmd` of each of many subsets of x, in one pass over the pairs: for `bootstrap.interval_of`."""
+    if not subsets.any(axis=1).all() or not len(y):
+        raise ValueError("0 features cannot be compared: at least 1 in each set (--num)")
+    return 1000 * _mmd2(RBF(sigma), unit(x), unit(y), subsets, unbiased=False, block=block)
 
 
 def unit(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
@@ -114,22 +131,48 @@ def unit(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     return x / length
 
 
-def _mmd2(kernel: Kernel, x: np.ndarray, y: np.ndarray, *, unbiased: bool, block: int) -> float:
-    def within(v: np.ndarray) -> float:
-        # Without the diagonal: nothing is missing from a kernel that is 0 there.
-        return _sum(kernel, v, v, block, diagonal=False) / (len(v) * (len(v) - unbiased))
-
-    return within(x) + within(y) - 2 * _sum(kernel, x, y, block, diagonal=True) / (len(x) * len(y))
+def _all(x: np.ndarray) -> Bool[np.ndarray, "1 n"]:
+    return np.ones((1, len(x)), bool)
 
 
-def _sum(kernel: Kernel, x: np.ndarray, y: np.ndarray, block: int, *, diagonal: bool) -> float:
-    """The sum of the kernel over all pairs, or over those with i != j."""
+def _mmd2(
+    kernel: Kernel,
+    x: np.ndarray,
+    y: np.ndarray,
+    subsets: Bool[np.ndarray, "k n"],
+    *,
+    unbiased: bool,
+    block: int,
+) -> Float[np.ndarray, "k"]:
+    check_dimensions(x, y)
+    sizes = subsets.sum(axis=1)
+    weights, ones = subsets.T.astype(np.float32), np.ones((len(y), 1), np.float32)
+    # Without the diagonal: nothing is missing from a kernel that is 0 there.
+    xx = _sum(kernel, x, x, weights, block, diagonal=False, outer=weights) / (sizes * (sizes - unbiased))
+    yy = _sum(kernel, y, y, ones, block, diagonal=False, outer=ones) / (len(y) * (len(y) - unbiased))
+    return xx + yy - 2 * _sum(kernel, x, y, ones, block, diagonal=True, outer=weights) / (sizes * len(y))
+
+
+def _sum(
+    kernel: Kernel,
+    x: np.ndarray,
+    y: np.ndarray,
+    inner: Float[np.ndarray, "m j"],
+    block: int,
+    *,
+    diagonal: bool,
+    outer: Float[np.ndarray, "n k"],
+) -> Float[np.ndarray, "k"]:
+    """sum_ij outer_ik kernel(x_i, y_j) inner_jk for each k, over all pairs or over those with i != j."""
     block = min(block, max(len(x), len(y)))
-    columns = jnp.asarray(_blocks(y, block))
-    total = 0.0
+    columns, weights = jnp.asarray(_blocks(y, block)), jnp.asarray(_blocks(inner, block))
+    total = np.zeros(outer.shape[1])
     for i, rows in enumerate(_blocks(x, block)):
-        sums = _row_sums(kernel, rows, columns, np.int32(len(y)), np.int32(-block - 1 if diagonal else i * block))
-        total += float(np.asarray(sums, np.float64)[:, : len(x) - i * block].sum())
+        # A block of rows has none of the columns from -block - 1 on.
+        first = np.int32(-block - 1 if diagonal else i * block)
+        sums = np.asarray(_row_sums(kernel, rows, columns, weights, first)).sum(axis=0, dtype=np.float64)
+        part = outer[i * block : (i + 1) * block]
+        total += np.sum(part * sums[: len(part)], axis=0)
     return total
 
 
@@ -145,15 +188,17 @@ def _row_sums(
     kernel: Kernel,
     rows: Float[Array, "block d"],
     columns: Float[Array, "k block d"],
-    num_columns: Int[Array, ""],
+    weights: Float[Array, "k block j"],
     first: Int[Array, ""],
-) -> Float[Array, "k block"]:
-    """The kernel's sum over each block of columns; row i leaves the column first + i out."""
+) -> Float[Array, "k block j"]:
+    """The kernel's weighted sums over each block of columns; row i leaves the column first + i out."""
     here = jnp.arange(rows.shape[0], dtype=jnp.int32)
 
-    def against(k: Int[Array, ""], part: Float[Array, "block d"]) -> Float[Array, "block"]:
-        column = k * part.shape[0] + here
-        kept = (column < num_columns) & (column[None, :] != first + here[:, None])
-        return jnp.sum(jnp.where(kept, kernel(rows, part), 0.0), axis=1)
+    def against(
+        k: Int[Array, ""], part: Float[Array, "block d"], weight: Float[Array, "block j"]
+    ) -> Float[Array, "block j"]:
+        own = k * part.shape[0] + here == first + here[:, None]
+        return _dot(jnp.where(own, 0.0, kernel(rows, part)), weight.T)
 
-    return jax.lax.map(lambda each: against(*each), (jnp.arange(columns.shape[0], dtype=jnp.int32), columns))
+    numbers = jnp.arange(columns.shape[0], dtype=jnp.int32)
+    return jax.lax.map(lambda each: against(*each), (numbers, columns, weights))

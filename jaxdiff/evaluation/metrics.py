@@ -129,7 +129,7 @@ def _pairs(quality: Callable[[Array, Array], Array]) -> Measure:
 
 
 def _unit(images: np.ndarray) -> Float[Array, "n h w c"]:
-    return jnp.asarray(images, jnp.float32) / 127.5 - 1
+    return jnp.asarray(images, jnp.float32) / 255
 
 
 def _given(generated: np.ndarray, reference: Reference, how: Bootstrap) -> Interval:
