@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdiff.evaluation.metrics import METRICS
 from jaxdiff.trained import Settings
 
 DEFAULTS: Mapping[str, tuple[str, ...]] = {
@@ -127,7 +128,8 @@ def plot(path: Path, sweep: Mapping[str, Any]) -> None:
             axis.fill_between(x, low, high, alpha=0.15, linewidth=0)
         axis.set_xticks(range(len(places)), list(places))
         axis.set_xlabel(along)
-        axis.set_title(metric)
+        better = f" ({METRICS[metric].better} is better)" if metric in METRICS else ""
+        axis.set_title(f"{metric}{better}")
         axis.grid(alpha=0.3)
         if others:
             axis.legend(fontsize="small")

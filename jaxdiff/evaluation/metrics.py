@@ -3,9 +3,9 @@
 | metric | of | better |
 |---|---|---|
 | fid, sfid | Fréchet distance of pooled and of spatial features of the Inception network of 2015 | - |
-| is | Inception score, by the same network | + |
+| is | Inception score, by the same network; its std is over ten splits | + |
 | fd | Fréchet distance on any feature network | - |
-| kid | kernel distance on any feature network, unbiased, of the whole sets | - |
+| kid | kernel distance on any feature network, unbiased, of the whole sets (the usual figure averages subsets) | - |
 | precision, recall, density, coverage | balls around features of any network | + |
 | cmmd | CLIP ViT-L/14 at 336 pixels | - |
 | clip-score | cosine of CLIP's image and text embeddings, times 100 | + |
@@ -19,14 +19,14 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from jaxdiff.evaluation import image_quality
-from jaxdiff.evaluation.bootstrap import Interval, frechet_interval, interval
+from jaxdiff.evaluation.bootstrap import Interval, frechet_interval, interval, interval_of
 from jaxdiff.evaluation.frechet import frechet
 from jaxdiff.evaluation.inception_score import inception_score
-from jaxdiff.evaluation.kernel import cmmd, kid_full
-from jaxdiff.evaluation.manifold import density_coverage, precision_recall
+from jaxdiff.evaluation.kernel import cmmd_of, kid_of
+from jaxdiff.evaluation.manifold import coverage_of, density_of, precision_of, recall_of
 from jaxdiff.evaluation.moments import Gaussian, gaussian, moments
 
 
@@ -44,7 +44,6 @@ class Bootstrap(NamedTuple):
     seed: int = 0
 
 
-Rows = Int[np.ndarray, "m"]
 Measure = Callable[[np.ndarray, Reference, Bootstrap], Interval]
 """(of the samples, of the reference, how) -> the figure and its interval."""
 
@@ -69,12 +68,6 @@ def plain(value: float) -> Interval:
     return Interval(value, float("nan"), float("nan"), float("nan"), float("nan"))
 
 
-def _interval(metric: Callable[[Rows], float], n: int, how: Bootstrap) -> Interval:
-    if not how.count:
-        return plain(metric(np.arange(n)))
-    return interval(metric, n, count=how.count, seed=how.seed)
-
-
 def _features(reference: Reference) -> np.ndarray:
     if reference.features is None:
         raise ValueError("this metric needs the reference's images, not only their statistics (--reference)")
@@ -88,30 +81,31 @@ def _frechet(generated: np.ndarray, reference: Reference, how: Bootstrap) -> Int
     return frechet_interval(generated, known, count=how.count, seed=how.seed)
 
 
-def _kid(generated: np.ndarray, reference: Reference, how: Bootstrap) -> Interval:
-    real = _features(reference)
-    return _interval(lambda rows: kid_full(generated[rows], real), len(generated), how)
+Subsets = Callable[[np.ndarray, np.ndarray, Bool[np.ndarray, "k n"]], Float[np.ndarray, "k"]]
+"""(samples, reference, masks) -> a figure for each subset of the samples, in one pass over the pairs."""
 
 
-def _cmmd(generated: np.ndarray, reference: Reference, how: Bootstrap) -> Interval:
-    real = _features(reference)
-    return _interval(lambda rows: cmmd(generated[rows], real), len(generated), how)
-
-
-def _inception_score(generated: np.ndarray, reference: Reference, how: Bootstrap) -> Interval:
-    return _interval(lambda rows: inception_score(generated[rows]).mean, len(generated), how)
-
-
-def _manifold(pick: Callable[[np.ndarray, np.ndarray], float]) -> Measure:
+def _subsets(metric: Subsets) -> Measure:
     def measure(generated: np.ndarray, reference: Reference, how: Bootstrap) -> Interval:
-        real = _features(reference)
-        return _interval(lambda rows: pick(generated[rows], real), len(generated), how)
+        real, n = _features(reference), len(generated)
+        if not how.count:
+            return plain(float(metric(generated, real, np.ones((1, n), bool))[0]))
+        return interval_of(lambda masks: metric(generated, real, masks), n, count=how.count, seed=how.seed)
 
     return measure
 
 
+def _inception_score(generated: np.ndarray, reference: Reference, how: Bootstrap) -> Interval:
+    score = inception_score(generated)
+    return plain(score.mean)._replace(std=score.std)
+
+
 def _mean(values: Float[np.ndarray, "n"], how: Bootstrap) -> Interval:
-    return _interval(lambda rows: float(np.mean(values[rows], dtype=np.float64)), len(values), how)
+    if not how.count:
+        return plain(float(np.mean(values, dtype=np.float64)))
+    return interval(
+        lambda rows: float(np.mean(values[rows], dtype=np.float64)), len(values), count=how.count, seed=how.seed
+    )
 
 
 def _pairs(quality: Callable[[Array, Array], Array]) -> Measure:
@@ -142,12 +136,12 @@ METRICS: Mapping[str, Metric] = {
     "sfid": Metric(_frechet, "spatial", network="inception"),
     "is": Metric(_inception_score, "logits", network="inception", reference=False, better="higher"),
     "fd": Metric(_frechet),
-    "kid": Metric(_kid),
-    "precision": Metric(_manifold(lambda g, r: precision_recall(g, r).precision), better="higher"),
-    "recall": Metric(_manifold(lambda g, r: precision_recall(g, r).recall), better="higher"),
-    "density": Metric(_manifold(lambda g, r: density_coverage(g, r).density), better="higher"),
-    "coverage": Metric(_manifold(lambda g, r: density_coverage(g, r).coverage), better="higher"),
-    "cmmd": Metric(_cmmd, network="clip-l14-336"),
+    "kid": Metric(_subsets(kid_of)),
+    "precision": Metric(_subsets(precision_of), better="higher"),
+    "recall": Metric(_subsets(recall_of), better="higher"),
+    "density": Metric(_subsets(density_of), better="higher"),
+    "coverage": Metric(_subsets(coverage_of), better="higher"),
+    "cmmd": Metric(_subsets(cmmd_of), network="clip-l14-336"),
     "clip-score": Metric(_given, "clip-score", network="clip-l14", reference=False, better="higher"),
     "psnr": Metric(_pairs(image_quality.psnr), "images", better="higher"),
     "ssim": Metric(_pairs(image_quality.ssim), "images", better="higher"),
