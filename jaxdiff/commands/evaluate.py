@@ -21,18 +21,17 @@ import jaxdiff
 from jaxdiff import cli
 from jaxdiff.commands import likelihood, perceptual, sweep
 from jaxdiff.commands.images import Images, data_of_folder, images_of_data, images_of_run, label, looker
-from jaxdiff.config import Config, from_json
-from jaxdiff.data import Data
+from jaxdiff.commands.reference import has_statistics, is_run, of_statistics, reference_data, save_statistics
 from jaxdiff.evaluation import moments
 from jaxdiff.evaluation.bootstrap import Interval
 from jaxdiff.evaluation.metrics import METRICS, Bootstrap, Metric, Reference
 from jaxdiff.evaluation.store import digest, gather
 from jaxdiff.names import GRIDS, SOLVERS
 from jaxdiff.networks.feature_net import FeatureNet
+from jaxdiff.pretrained.clip import open_clip_text
 from jaxdiff.pretrained.features import DEFAULT, open_features
-from jaxdiff.trained import Settings, open_trained
+from jaxdiff.trained import Settings, Trained, open_trained
 from jaxdiff.training.state import use_every_core
-from jaxdiff.training.workdir import read_config
 
 GENERAL = "fd,kid,precision,recall"
 """What is measured where nothing is asked for."""
@@ -57,6 +56,10 @@ class Command:
     """The feature network of fd, kid, precision, recall, density and coverage."""
     weights: tuple[str, ...] = ()
     """NETWORK=PATH: weights that no installed package has, such as inception=pt_inception-2015-12-05-6726825d.pth."""
+    tokenizer: Path | None = None
+    """CLIP's tokenizer.json, for clip-score."""
+    caption: str = "a photo of a {}"
+    """What clip-score says of an image, {} being the name of its class."""
     bootstrap: int = 40
     """Random halves from which the intervals are made; 0: no intervals."""
     save_statistics: Path | None = None
@@ -104,35 +107,6 @@ def networks_of(command: Command, metrics: Mapping[str, Metric]) -> dict[str, Fe
     return {name: open_features(name, files.get(name)) for name in sorted(wanted)}
 
 
-def is_run(folder: Path) -> bool:
-    """Whether this is the folder of a run."""
-    return (folder / "config.json").exists()
-
-
-def has_statistics(path: Path) -> bool:
-    """Whether this file holds a mean and a covariance."""
-    if path.suffix != ".npz" or not path.is_file():
-        return False
-    with np.load(path, allow_pickle=False) as file:
-        return "mu" in file.files
-
-
-def reference_data(command: Command) -> Data:
-    """The data set to compare with."""
-    if is_run(command.dir):
-        config = from_json(read_config(command.dir)["config"])
-        assert isinstance(config, Config)
-        if command.reference is None:
-            return dataclasses.replace(
-                config.data, split=command.split if command.split != "train" else config.data.split
-            )
-        return dataclasses.replace(config.data, source=command.reference, split=command.split, holdout=0.0)
-    if command.reference is None:
-        raise ValueError(f"{command.dir} is no run: say what its images are compared with (--reference)")
-    own = data_of_folder(command.dir)
-    return dataclasses.replace(own, source=command.reference, split=command.split)
-
-
 def reference_of(
     command: Command, metrics: Mapping[str, Metric], nets: Mapping[str, FeatureNet]
 ) -> tuple[dict[str, Reference], dict[str, object]]:
@@ -142,56 +116,19 @@ def reference_of(
         return {}, {}
     if command.reference is not None and has_statistics(Path(command.reference)):
         stored = moments.load(Path(command.reference))
-        return {n: of_statistics(stored, m, nets[m.network or command.features]) for n, m in compared.items()}, {
-            "statistics": command.reference,
-            "sha256": hashlib.sha256(Path(command.reference).read_bytes()).hexdigest(),
-            **{k: v for k, v in stored._asdict().items() if isinstance(v, str | int)},
-        }
-    data = reference_data(command)
+        said = {k: v for k, v in stored._asdict().items() if isinstance(v, str | int)}
+        sha256 = hashlib.sha256(Path(command.reference).read_bytes()).hexdigest()
+        parts = {name: of_statistics(stored, m, nets[m.network or command.features]) for name, m in compared.items()}
+        return parts, {"statistics": command.reference, "sha256": sha256, **said}
+    data = reference_data(command.dir, command.reference, command.split)
     images = images_of_data(data)
     assert images.count is not None
     outputs = observed(command, images, nets, compared, images.count, "reference")
-    references = {name: Reference(outputs[output_of(m, command.features, nets)]) for name, m in compared.items()}
-    what = {**images.what, "n": images.count, "sha256": hashlib.sha256(outputs["sha256"].tobytes()).hexdigest()}
+    sha256 = hashlib.sha256(outputs["sha256"].tobytes()).hexdigest()
     if command.save_statistics is not None:
-        save_statistics(command, outputs, nets[command.features], data.source, what)
-    return references, what
-
-
-def of_statistics(stored: moments.Statistics, metric: Metric, net: FeatureNet) -> Reference:
-    """A metric's part of a statistics file. Raises: ValueError where the file is another network's."""
-    if stored.network and (stored.network, stored.resize) != (net.name, net.resize):
-        raise ValueError(
-            f"these statistics are of {stored.network} ({stored.resize}), not of {net.name} ({net.resize}): "
-            "--features or another --reference"
-        )
-    if metric.output == "spatial":
-        if stored.spatial is None:
-            raise ValueError("these statistics have no spatial features, which sfid needs (--reference)")
-        return Reference(None, stored.spatial)
-    return Reference(None, stored.pooled)
-
-
-def save_statistics(
-    command: Command, outputs: Mapping[str, np.ndarray], net: FeatureNet, source: str, what: Mapping[str, object]
-) -> None:
-    """Writes the reference's Gaussian for later evaluations."""
-    assert command.save_statistics is not None
-    pooled = moments.gaussian(moments.moments(outputs[f"{label(net)}/features"]))
-    spatial = outputs.get(f"{label(net)}/spatial")
-    moments.save(
-        command.save_statistics,
-        moments.Statistics(
-            pooled,
-            None if spatial is None else moments.gaussian(moments.moments(spatial)),
-            len(outputs["sha256"]),
-            net.name,
-            net.weights_sha256,
-            net.resize,
-            source,
-            str(what["sha256"]),
-        ),
-    )
+        save_statistics(command.save_statistics, outputs, nets[command.features], data.source, sha256)
+    parts = {name: Reference(outputs[output_of(m, command.features, nets)]) for name, m in compared.items()}
+    return parts, {**images.what, "n": images.count, "sha256": sha256}
 
 
 def output_of(metric: Metric, features: str, nets: Mapping[str, FeatureNet]) -> str:
@@ -240,9 +177,7 @@ def evaluate(command: Command, settings: Settings) -> dict[str, object]:
         how = Bootstrap(command.bootstrap, settings.seed)
         for name, metric in metrics.items():
             seen = outputs[output_of(metric, command.features, nets)]
-            classes = trained.config.network.num_classes if trained and trained.label is None else 0
-            files = weights_in(command.weights)
-            seen = perceptual.values(metric, seen, references.get(name), max(classes, 1), files)
+            seen = per_image(command, metric, seen, references.get(name), trained)
             figures[name] = metric.measure(seen, references.get(name, Reference(None)), how)
     bounds = [name.strip() for name in command.metrics.split(",") if name.strip() in likelihood.BOUNDS]
     if bounds and trained is None:
@@ -264,6 +199,32 @@ def evaluate(command: Command, settings: Settings) -> dict[str, object]:
     record["seconds"] = round(time.monotonic() - started, 3)
     write_json(path, record)
     return record
+
+
+def per_image(
+    command: Command,
+    metric: Metric,
+    seen: np.ndarray,
+    reference: Reference | None,
+    trained: Trained | None,
+) -> np.ndarray:
+    """What `metric.measure` takes of the samples: as it is, or a figure for each image or pair."""
+    weights = weights_in(command.weights)
+    in_turn = trained.config.network.num_classes if trained and trained.label is None else 0
+    if metric.output == "lpips":
+        return perceptual.paired(metric, seen, reference, weights)
+    if metric.output == "lpips-diversity":
+        return perceptual.diversity(metric, seen, max(in_turn, 1), weights)
+    if metric.texts:
+        if trained is None or not trained.label_names:
+            raise ValueError("clip-score needs a run with classes, whose names are the captions (--metrics)")
+        if command.tokenizer is None:
+            raise ValueError("clip-score needs CLIP's tokenizer.json (--tokenizer)")
+        numbers = [trained.label if trained.label is not None else i % in_turn for i in range(len(seen))]
+        captions = [command.caption.format(trained.label_names[i]) for i in numbers]
+        network = str(metric.network)
+        return perceptual.caption_scores(seen, captions, open_clip_text(network, weights[network], command.tokenizer))
+    return seen
 
 
 def described(value: Interval) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """Figures that are made image by image, or pair by pair, before they are averaged: LPIPS and the CLIP score."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from jaxdiff.evaluation.kernel import unit
 from jaxdiff.evaluation.metrics import Metric, Reference
 from jaxdiff.pretrained.lpips import Distance, open_lpips
 
@@ -51,20 +52,34 @@ def same_class_pairs(n: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
     return pairs[:, 0].ravel(), pairs[:, 1].ravel()
 
 
-def values(
-    metric: Metric,
-    seen: np.ndarray,
-    reference: Reference | None,
-    classes: int,
-    weights: Mapping[str, Path],
-) -> np.ndarray:
-    """What `metric.measure` takes of the samples: as it is, or a figure for each image or pair."""
-    if metric.output not in ("lpips", "lpips-diversity"):
-        return seen
-    assert metric.network is not None
-    distance = open_lpips(metric.network, weights.get(metric.network))
-    if metric.output == "lpips":
-        assert reference is not None and reference.features is not None
-        return distances(distance, seen, reference.features)
+def caption_scores(
+    images: Float[np.ndarray, "n d"],
+    captions: Sequence[str],
+    embed: Callable[[Sequence[str]], Float[np.ndarray, "k d"]],
+) -> Float[np.ndarray, "n"]:
+    """100 times the cosine of each image's embedding and its caption's, at least 0. Source: arXiv:2104.08718, Eq. 1."""
+    different = sorted(set(captions))
+    texts = unit(np.asarray(embed(different), np.float64))
+    rows = np.array([different.index(caption) for caption in captions])
+    return 100 * np.maximum(np.sum(unit(images.astype(np.float64)) * texts[rows], axis=1), 0)
+
+
+def paired(
+    metric: Metric, seen: UInt8[np.ndarray, "n h w c"], reference: Reference | None, weights: Mapping[str, Path]
+) -> Float[np.ndarray, "n"]:
+    """The distance of each sample from the reference's image of the same number."""
+    assert reference is not None and reference.features is not None
+    return distances(_distance(metric, weights), seen, reference.features)
+
+
+def diversity(
+    metric: Metric, seen: UInt8[np.ndarray, "n h w c"], classes: int, weights: Mapping[str, Path]
+) -> Float[np.ndarray, "m"]:
+    """The distance of each pair of samples of one class."""
     one, other = same_class_pairs(len(seen), classes)
-    return distances(distance, seen[one], seen[other])
+    return distances(_distance(metric, weights), seen[one], seen[other])
+
+
+def _distance(metric: Metric, weights: Mapping[str, Path]) -> Distance:
+    network = str(metric.network)
+    return open_lpips(network, weights.get(network))

@@ -11,7 +11,7 @@ from tiny import TRAIN
 
 import train
 from jaxdiff.__main__ import main as jaxdiff_main
-from jaxdiff.commands import evaluate, images
+from jaxdiff.commands import evaluate, images, perceptual
 from jaxdiff.evaluation import moments, store
 from jaxdiff.networks.feature_net import FeatureNet
 
@@ -220,3 +220,24 @@ def test_commands_are_listed(capsys, monkeypatch):
         assert stop.value.code == code
         said = capsys.readouterr()
         assert "evaluate" in said.out + said.err
+
+
+def test_captions_are_compared_with_their_own_images():
+    images = np.array([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0], [3.0, 3.0]])
+    towers = {"a cat": [2.0, 0.0], "a dog": [0.0, 1.0]}
+    scores = perceptual.caption_scores(
+        images, ["a cat", "a dog", "a cat", "a dog"], lambda texts: np.array([towers[t] for t in texts])
+    )
+    np.testing.assert_allclose(scores, [100, 100, 0, 50 * 2**0.5])
+
+
+def test_pairs_are_of_one_class_and_disjoint():
+    one, other = perceptual.same_class_pairs(47, 10)
+    assert np.array_equal(one % 10, other % 10) and len({*one, *other}) == 2 * len(one) == 40
+    with pytest.raises(ValueError, match="at least 20"):
+        perceptual.same_class_pairs(19, 10)
+
+
+def test_the_clip_score_asks_for_what_it_needs(capsys, trained):
+    line = fails(capsys, trained, "--metrics", "clip-score", "--num", 8, "--bootstrap", 0, "--batch-size", 8)
+    assert "--tokenizer" in line
