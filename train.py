@@ -4,6 +4,7 @@ The same command starts a run and resumes it, bit for bit, wherever it stopped.
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import tyro
 from jaxdiff import build, cli
 from jaxdiff.config import Config, to_json
 from jaxdiff.data import batches, open_source, open_validation, validation_batches
+from jaxdiff.objectives.vdm import VDM
 from jaxdiff.presets import PRESETS, preset
 from jaxdiff.training.checkpoint import open_checkpoints
 from jaxdiff.training.interrupt import Interrupt
@@ -22,7 +24,7 @@ from jaxdiff.training.monitor import Monitor
 from jaxdiff.training.optim import optimizer
 from jaxdiff.training.state import Purpose, data_mesh, key_for, replicated, shard_batch, use_every_core
 from jaxdiff.training.step import averaged, init_state, make_step
-from jaxdiff.training.validate import make_validate
+from jaxdiff.training.validate import continuous_bits, make_validate
 from jaxdiff.training.workdir import prepare_workdir
 
 MAY_CHANGE = {
@@ -93,7 +95,8 @@ def train(config: Config, workdir: Path) -> None:
     step_fn = make_step(build.loss_fn(config), rule, config.ema, config.seed, config.optim.accumulate)
     step_fn = jax.jit(step_fn, donate_argnums=0)
     validate = make_validate(build.losses_fn(config))
-    held_out = open_validation(config.data) if config.validate_every else None
+    bounded = isinstance(config.objective, VDM)  # its loss is a bound on the bits per dimension
+    held_out = open_validation(config.data) if config.validate_every or bounded else None
     preview = build.preview(config) if config.preview_every else None
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
     if first:
@@ -103,6 +106,7 @@ def train(config: Config, workdir: Path) -> None:
         )
 
     monitor = Monitor(workdir, start, config.steps, config.batch_size, config.log_every, quiet=not first)
+    summary = ""
     with Interrupt() as interrupt:
         try:
             for step in range(start + 1, config.steps + 1):
@@ -110,12 +114,17 @@ def train(config: Config, workdir: Path) -> None:
                 monitor.push(step, metrics)
                 last = step == config.steps or interrupt.signal is not None
 
-                if held_out is not None and (step % config.validate_every == 0 or step == config.steps):
+                due = config.validate_every and step % config.validate_every == 0
+                if held_out is not None and (due or step == config.steps):
                     monitor.check()
                     times, logsnrs = build.validation_times(config, state.params)
                     key = key_for(config.seed, 0, Purpose.VALIDATE)
-                    pages = validation_batches(config.data, held_out, config.batch_size)
-                    monitor.validation(step, logsnrs, validate(averaged(state), key, times, pages))
+                    pages = functools.partial(validation_batches, config.data, held_out, config.batch_size)
+                    monitor.validation(step, logsnrs, validate(averaged(state), key, times, pages()))
+                    if bounded and step == config.steps:
+                        bits = continuous_bits(validate, averaged(state), key, pages)
+                        monitor.bits_per_dim(step, bits, len(held_out))
+                        summary = f"bits/dim {bits:.3f} (continuous bound) on {len(held_out)} validation images"
 
                 if preview and (step % config.preview_every == 0 or step == config.steps):
                     monitor.check()
@@ -131,6 +140,8 @@ def train(config: Config, workdir: Path) -> None:
             monitor.close()
             data.close()
             checkpoints.close()
+    if summary and first:
+        print(summary)
     if interrupt.signal is not None:
         cli.fail(
             f"stopped by {interrupt.signal.name} at step {step}, saved: the same command goes on",

@@ -12,20 +12,49 @@ import tyro
 
 from jaxdiff.core import grids, paths, predictions, times, weights
 from jaxdiff.data import Data
+from jaxdiff.networks.classifier import Classifier
 from jaxdiff.networks.dit import DiT
 from jaxdiff.networks.schedule import LearnedSchedule
 from jaxdiff.networks.unet import UNet
+from jaxdiff.objectives.classification import Classification
 from jaxdiff.objectives.denoising import Denoising
 from jaxdiff.objectives.hybrid import Hybrid
 from jaxdiff.objectives.vdm import VDM
+from jaxdiff.sampling.ancestral import Ancestral
 from jaxdiff.sampling.ddim import DDIM
-from jaxdiff.sampling.dpm_solver import DPMSolverPP2M
+from jaxdiff.sampling.deis import DEIS
+from jaxdiff.sampling.dpm_solver import DPMSolverPP
+from jaxdiff.sampling.dpm_solver_single import DPMSolver, DPMSolverPPS
 from jaxdiff.sampling.euler_maruyama import EulerMaruyama
 from jaxdiff.sampling.heun import Heun
+from jaxdiff.sampling.plms import PLMS, PNDM
+from jaxdiff.sampling.predictor_corrector import PredictorCorrector
+from jaxdiff.sampling.renoise import Renoise
+from jaxdiff.sampling.restart import Restart
+from jaxdiff.sampling.rk45 import RK45
+from jaxdiff.sampling.sa_solver import SASolver
+from jaxdiff.sampling.unipc import B1, B2, UniPC
 from jaxdiff.training import optim as optimisers
 from jaxdiff.training.ema import Average, Decay, Power
 
-AnySolver = DDIM | Heun | EulerMaruyama | DPMSolverPP2M
+AnySolver = (
+    DDIM
+    | Ancestral
+    | Heun
+    | EulerMaruyama
+    | PredictorCorrector
+    | DPMSolver
+    | DPMSolverPP
+    | DPMSolverPPS
+    | DEIS
+    | PLMS
+    | PNDM
+    | UniPC
+    | SASolver
+    | RK45
+    | Restart
+    | Renoise
+)
 """The solvers that a config may hold."""
 
 
@@ -51,9 +80,9 @@ class Config:
 
     data: Data
     """What is learned from."""
-    network: UNet | DiT
+    network: UNet | DiT | Classifier
     """The network."""
-    objective: Annotated[Denoising | Hybrid | VDM, tyro.conf.arg(name="")]
+    objective: Annotated[Denoising | Hybrid | VDM | Classification, tyro.conf.arg(name="")]
     """What a training step minimises."""
     optim: optimisers.Optim = optimisers.Optim()
     """How gradients change the parameters."""
@@ -109,7 +138,8 @@ VOCABULARY: Mapping[str, type] = {
         *get_args(weights.AnyWeight),
         *get_args(grids.AnyGrid),
         *get_args(AnySolver),
-        *(UNet, DiT, LearnedSchedule, Denoising, Hybrid, VDM),
+        *(B1, B2, grids.Interval),
+        *(UNet, DiT, Classifier, LearnedSchedule, Denoising, Hybrid, VDM, Classification),
         *(optimisers.Optim, optimisers.AdamW, optimisers.Lion, optimisers.SGD),
         *(optimisers.Constant, optimisers.CosineDecay, optimisers.InverseSqrt),
         *(Decay, Power, Data, Sampling, Config),

@@ -8,17 +8,50 @@ from typing import TypeVar
 
 from jaxdiff.config import AnySolver
 from jaxdiff.core import grids
+from jaxdiff.sampling.ancestral import Ancestral
 from jaxdiff.sampling.ddim import DDIM
-from jaxdiff.sampling.dpm_solver import DPMSolverPP2M
+from jaxdiff.sampling.deis import DEIS
+from jaxdiff.sampling.dpm_solver import DPMSolverPP
+from jaxdiff.sampling.dpm_solver_single import DPMSolver, DPMSolverPPS
 from jaxdiff.sampling.euler_maruyama import EulerMaruyama
 from jaxdiff.sampling.heun import Heun
+from jaxdiff.sampling.plms import PLMS, PNDM
+from jaxdiff.sampling.predictor_corrector import PredictorCorrector
+from jaxdiff.sampling.renoise import Renoise
+from jaxdiff.sampling.restart import Restart
+from jaxdiff.sampling.rk45 import RK45
+from jaxdiff.sampling.sa_solver import SASolver
+from jaxdiff.sampling.unipc import B1, B2, UniPC
 
 SOLVERS: Mapping[str, AnySolver] = {
     "ddim": DDIM(),
-    "ddpm": DDIM(eta=1.0),
+    "euler": DDIM(),  # in sigma, and in time for rectified flow
+    "ddpm": Ancestral(u=0.0),
+    "ddpm-large": Ancestral(u=1.0),
+    "ddpm-learned": Ancestral(u=None),
     "heun": Heun(),
+    "edm": Heun(churn=40.0, churn_min=0.05, churn_max=50.0, noise=1.003),
     "euler-maruyama": EulerMaruyama(),
-    "dpmpp-2m": DPMSolverPP2M(),
+    "pc": PredictorCorrector(),
+    "dpm-2": DPMSolver(order=2),
+    "dpm-3": DPMSolver(order=3),
+    "dpmpp-2s": DPMSolverPPS(order=2),
+    "dpmpp-2m": DPMSolverPP(order=2),
+    "dpmpp-3m": DPMSolverPP(order=3),
+    "dpmpp-sde": DPMSolverPP(order=1, eta=1.0),
+    "dpmpp-2s-sde": DPMSolverPPS(order=2, eta=1.0),
+    "dpmpp-2m-sde": DPMSolverPP(order=2, eta=1.0),
+    "dpmpp-3m-sde": DPMSolverPP(order=3, eta=1.0),
+    "deis": DEIS(),
+    "plms": PLMS(),
+    "pndm": PNDM(),
+    "unipc": UniPC(),
+    "unipc-b1": UniPC(b=B1()),
+    "unipc-b2": UniPC(b=B2()),
+    "sa": SASolver(),
+    "rk45": RK45(),
+    "restart": Restart(),
+    "renoise": Renoise(),
 }
 """What `--solver` names."""
 
@@ -29,6 +62,8 @@ GRIDS: Mapping[str, grids.AnyGrid] = {
     "karras": grids.Karras(),
     "trailing": grids.Trailing(),
     "leading": grids.Leading(),
+    "ays": grids.AlignYourSteps(),
+    "restarts": grids.Restarts(),
 }
 """What `--grid` names."""
 

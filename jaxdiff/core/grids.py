@@ -1,7 +1,7 @@
 """The levels that a sampler visits: (path, num_steps) -> Level[num_steps + 1], falling, the last one clean.
 
 A network is called at the first num_steps of them. `start` moves the first level off pure noise, for
-predictions that cannot be solved at alpha = 0. Times and ratios are laid in float64 and rounded once.
+predictions that cannot be solved at alpha = 0. Tables are in `grid_tables`, what grids are made of in `levels`.
 """
 
 import dataclasses
@@ -9,46 +9,28 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
+from jaxdiff.core.grid_tables import AlignYourSteps, Table
+from jaxdiff.core.levels import (
+    check_high,
+    check_low,
+    check_steps,
+    from_ratios,
+    from_times,
+    karras,
+    ramp,
+    ratios_at,
+)
 from jaxdiff.core.types import Level, Path
-
-
-def from_times(path: Path, t: Float[Array, "n"]) -> Level:
-    """The levels of falling times, followed by the clean level (alpha = 1, sigma = 0)."""
-    alpha, sigma = path(t)
-    return Level(jnp.append(alpha, 1.0), jnp.append(sigma, 0.0))
-
-
-def from_ratios(path: Path, ratio: Float[Array, "n"]) -> Level:
-    """The levels of falling sigma/alpha, followed by the clean level."""
-    return from_times(path, path.invert(ratio))
 
 
 def _at(path: Path, fraction: np.ndarray) -> Level:
     return from_times(path, jnp.asarray(path.t_max * fraction, jnp.float32))
 
 
-def _check_steps(num_steps: int) -> None:
-    if num_steps < 1:
-        raise ValueError(f"num_steps = {num_steps} is not allowed: at least 1 (--steps)")
-
-
 def _check_start(start: float) -> None:
     if not 0 < start <= 1:
         raise ValueError(f"start = {start} is not allowed: above 0, at most 1 (--grid.start)")
-
-
-def _ratios(path: Path, times: list[float]) -> tuple[float, ...]:
-    """sigma/alpha at these times, as numbers even while a caller is being traced."""
-    with jax.ensure_compile_time_eval():
-        alpha, sigma = path(jnp.array(times))
-        return tuple(float(r) for r in sigma / alpha)
-
-
-def _ramp(num_steps: int) -> np.ndarray:
-    """From 0 to 1 in num_steps numbers; 0 alone if there is but one."""
-    return np.arange(num_steps) / max(num_steps - 1, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +44,7 @@ class UniformT:
         _check_start(self.start)
 
     def __call__(self, path: Path, num_steps: int) -> Level:
-        _check_steps(num_steps)
+        check_steps(num_steps)
         return _at(path, self.start * (1 - np.arange(num_steps) / num_steps))
 
 
@@ -81,7 +63,7 @@ class Polynomial:
             raise ValueError(f"power = {self.power} must be above 0 (--grid.power)")
 
     def __call__(self, path: Path, num_steps: int) -> Level:
-        _check_steps(num_steps)
+        check_steps(num_steps)
         return _at(path, self.start * (1 - np.arange(num_steps) / num_steps) ** self.power)
 
 
@@ -100,14 +82,14 @@ class UniformLogSNR:
             raise ValueError(f"end = {self.end} must lie in [0, start = {self.start}) (--grid.end)")
 
     def __call__(self, path: Path, num_steps: int) -> Level:
-        _check_steps(num_steps)
-        first, last = _ratios(path, [path.t_max * self.start, path.t_max * self.end])
+        check_steps(num_steps)
+        first, last = ratios_at(path, [path.t_max * self.start, path.t_max * self.end])
         if not (last > 0 and np.isfinite(first)):
             raise ValueError(
                 f"start = {self.start:g}, end = {self.end:g} reach an infinite logSNR on this path: "
                 "allowed are 0 < end < start < 1 (--grid.start, --grid.end)"
             )
-        return from_ratios(path, jnp.asarray(first * (last / first) ** _ramp(num_steps), jnp.float32))
+        return from_ratios(path, jnp.asarray(first * (last / first) ** ramp(num_steps), jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,22 +117,15 @@ class Karras:
             raise ValueError(f"rho = {self.rho} must be above 0 (--grid.rho)")
 
     def __call__(self, path: Path, num_steps: int) -> Level:
-        _check_steps(num_steps)
-        # Beyond its ends a path repeats them: steps of no length.
-        most, least = _ratios(path, [path.t_max, 0.0])
-        if self.sigma_max > most * (1 + 1e-5):
-            raise ValueError(f"sigma_max = {self.sigma_max:g} is not on this path: at most {most:g} (--grid.sigma-max)")
-        if self.sigma_min < least * (1 - 1e-5):
-            raise ValueError(
-                f"sigma_min = {self.sigma_min:g} is not on this path: at least {least:g} (--grid.sigma-min)"
-            )
-        root_max, root_min = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
-        ratio = (root_max + _ramp(num_steps) * (root_min - root_max)) ** self.rho
+        check_steps(num_steps)
+        check_high(path, "sigma_max", self.sigma_max, "--grid.sigma-max")
+        check_low(path, "sigma_min", self.sigma_min, "--grid.sigma-min")
+        ratio = karras(self.sigma_max, self.sigma_min, self.rho, num_steps)
         return from_ratios(path, jnp.asarray(ratio, jnp.float32))
 
 
 def _check_chain(num_steps: int, length: int) -> None:
-    _check_steps(num_steps)
+    check_steps(num_steps)
     if num_steps > length:
         raise ValueError(f"num_steps = {num_steps} is not allowed on a chain of {length}: 1 to {length} (--steps)")
 
@@ -198,5 +173,74 @@ def pad(levels: Level, num_steps: int) -> Level:
     return Level(jnp.append(levels.alpha, jnp.ones(extra)), jnp.append(levels.sigma, jnp.zeros(extra)))
 
 
-AnyGrid = UniformT | Polynomial | UniformLogSNR | Karras | Trailing | Leading
+PlainGrid = UniformT | Polynomial | UniformLogSNR | Karras | Trailing | Leading | Table | AlignYourSteps
+"""The grids that fall all the way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """sigma/alpha between which sampling goes back and forth. Source: arXiv:2306.14878, Tables 3 and 5."""
+
+    low: float = 0.06
+    """Where it goes back: the level of the grid nearest to this sigma/alpha (t_min)."""
+    high: float = 0.3
+    """The sigma/alpha to which it goes back (t_max)."""
+    times: int = 2
+    """How often it goes back (K)."""
+    steps: int = 2
+    """Steps from high to low, spaced as by `Karras`: one less than the paper's N_restart, which counts levels."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low < self.high < np.inf:
+            raise ValueError(f"low = {self.low} must lie between 0 and high = {self.high} (--grid.intervals)")
+        if self.times < 0 or self.steps < 1:
+            raise ValueError(
+                f"times = {self.times}, steps = {self.steps} are not allowed: at least 0 and 1 (--grid.intervals)"
+            )
+
+    def loop(self, path: Path, low: Level) -> Level:
+        """`times` times from high to the level `low`, Level[times * steps]."""
+        ratio = float(low.sigma / low.alpha)
+        if ratio >= self.high:
+            raise ValueError(
+                f"high = {self.high:g} must be above {ratio:g}, the grid's level nearest to low = {self.low:g} "
+                "(--grid.intervals)"
+            )
+        check_high(path, "high", self.high, "--grid.intervals")
+        down = from_ratios(path, jnp.asarray(karras(self.high, ratio, 7.0, self.steps + 1), jnp.float32))
+        once = jax.tree.map(lambda inner, end: jnp.append(inner[: self.steps], end), down, low)
+        return jax.tree.map(lambda a: jnp.tile(a, self.times), once)
+
+
+@dataclasses.dataclass(frozen=True)
+class Restarts:
+    """The levels of `grid` with intervals visited again and again: num_steps + the sum of times * (steps + 1) steps.
+
+    One of every steps + 1 rises, which needs a solver that goes up: `Restart` with noise, `DDIM` without.
+    Raises: ValueError if an interval does not lie above the grid's level at which it begins.
+    """
+
+    grid: PlainGrid = Karras()
+    """The main grid, of num_steps."""
+    intervals: tuple[Interval, ...] = (Interval(),)
+    """The intervals, each entered once the grid has reached its low end."""
+
+    def __call__(self, path: Path, num_steps: int) -> Level:
+        # Where the loops go in depends on the levels' values, which a caller's trace must not hide.
+        with jax.ensure_compile_time_eval():
+            levels = self.grid(path, num_steps)
+            alpha, sigma = (np.asarray(v, np.float64)[:-1] for v in levels)
+            ratio = np.divide(sigma, alpha, out=np.full(num_steps, np.inf), where=alpha > 0)
+            places = [int(np.argmin(np.abs(ratio - interval.low))) for interval in self.intervals]
+            parts = []
+            for i in range(num_steps + 1):
+                here = jax.tree.map(lambda a, i=i: a[i], levels)
+                parts.append(jax.tree.map(lambda a: a[None], here))
+                parts += [
+                    interval.loop(path, here) for interval, at in zip(self.intervals, places, strict=True) if at == i
+                ]
+            return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+
+
+AnyGrid = PlainGrid | Restarts
 """The grids that a config may hold."""

@@ -59,6 +59,8 @@ class Metric:
     """The network that defines it (a name of `pretrained.features.open_features`); None: any."""
     reference: bool = True
     """Whether it compares with a reference."""
+    texts: bool = False
+    """Whether it compares with the captions."""
     better: str = "lower"
     """Which figures are better."""
 
@@ -142,7 +144,7 @@ METRICS: Mapping[str, Metric] = {
     "density": Metric(_subsets(density_of), better="higher"),
     "coverage": Metric(_subsets(coverage_of), better="higher"),
     "cmmd": Metric(_subsets(cmmd_of), network="clip-l14-336"),
-    "clip-score": Metric(_given, "clip-score", network="clip-l14", reference=False, better="higher"),
+    "clip-score": Metric(_given, network="clip-l14", reference=False, texts=True, better="higher"),
     "psnr": Metric(_pairs(image_quality.psnr), "images", better="higher"),
     "ssim": Metric(_pairs(image_quality.ssim), "images", better="higher"),
     "lpips": Metric(_given, "lpips", network="lpips-alexnet"),

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdiff.networks.layers import GroupNorm, conv, dense
+from jaxdiff.networks.layers import GroupNorm, attention, conv, dense
 from jaxdiff.networks.resample import upsample
 
 Resample: TypeAlias = Callable[[Float[Array, "b h w c"]], Float[Array, "b h2 w2 c"]]
@@ -90,7 +89,7 @@ class Attention(nn.Module):
         h = GroupNorm(self.norm_eps, name="norm")(x).reshape(b, height * width, c)
         qkv = dense(3 * c, self.dtype, self.gain, "qkv")(h)
         q, k, v = jnp.moveaxis(qkv.reshape(b, -1, 3, self.heads, c // self.heads), 2, 0)
-        h = jax.nn.dot_product_attention(q, k, v).reshape(b, height, width, c)
+        h = attention(self, q, k, v).reshape(b, height, width, c)
         h = dense(c, self.dtype, 0.0, "out")(h)
         return scaled(x + h, self.skip_scale)
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdiff.core.types import Cond
-from jaxdiff.networks.layers import dense, label_index, sinusoid
+from jaxdiff.networks.layers import PERTURBED, attention, dense, label_index, sinusoid
 from jaxdiff.networks.resample import depth_to_space, space_to_depth
 
 NOISE_FEATURES = 256
@@ -147,7 +147,7 @@ class Block(nn.Module):
             k = nn.RMSNorm(dtype=x.dtype, name="norm_k")(k)
         if self.grid is not None:
             q, k = rotate(q, *self.grid), rotate(k, *self.grid)
-        h = jax.nn.dot_product_attention(q, k, v).reshape(b, n, d)
+        h = attention(self, q, k, v).reshape(b, n, d)
         return dense(d, self.dtype, 1.0, "out")(h)
 
     def _drop(self, h: Array) -> Array:
@@ -163,7 +163,7 @@ def stacked(depth: int, remat: str) -> type[Block]:
     block = nn.remat(Block, prevent_cse=False, policy=policies[remat]) if remat in policies else Block
     return nn.scan(
         block,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, PERTURBED: 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
         length=depth,

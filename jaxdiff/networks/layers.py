@@ -10,6 +10,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxdiff.core.types import Cond
 
+PERTURBED = "perturbed"
+"""The collection of variables that says which attention maps are the identity; absent where none is."""
+
 
 def kernel_init(gain: float) -> nn.initializers.Initializer:
     """Uniform kernels of variance ``gain * 2 / (fan_in + fan_out)``; all zeros for ``gain = 0``.
@@ -102,6 +105,20 @@ def label_index(cond: Cond, batch: int, num_classes: int) -> Int[Array, "b"]:
     """
     label = cond["label"] if "label" in cond else jnp.full((batch,), -1, jnp.int32)
     return jnp.where(label < 0, num_classes, label)
+
+
+def attention(
+    module: nn.Module, q: Float[Array, "b n heads d"], k: Float[Array, "b n heads d"], v: Float[Array, "b n heads d"]
+) -> Float[Array, "b n heads d"]:
+    """Softmax attention; `v` itself where the variable `identity` of `module` in the collection PERTURBED is true.
+
+    The identity in place of the attention map is what perturbed-attention guidance compares with
+    (arXiv:2403.17377, Sec. 4); `apply.identity_attention` makes the collection.
+    """
+    h = jax.nn.dot_product_attention(q, k, v)
+    if module.has_variable(PERTURBED, "identity"):
+        h = jnp.where(module.get_variable(PERTURBED, "identity"), v, h)
+    return h
 
 
 class GroupNorm(nn.Module):

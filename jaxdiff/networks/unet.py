@@ -95,8 +95,12 @@ class UNet(nn.Module):
         noise: Float[Array, "b"],
         cond: Cond,
         train: bool = False,
-    ) -> Float[Array, "b h w c_out"]:
-        """The output at noise input ``noise`` (``c_noise`` of the prediction), float32."""
+        decode: bool = True,
+    ) -> Float[Array, "b h2 w2 c_out"]:
+        """The output at noise input ``noise`` (``c_noise`` of the prediction), float32.
+
+        Without `decode` the features after the middle, and no parameters beyond: what a classifier reads.
+        """
         self._check(x)
         out_channels = x.shape[-1] * (2 if self.learned_variance else 1)
         emb = NoiseEmbedding(
@@ -118,6 +122,8 @@ class UNet(nn.Module):
         if self.middle_attention:
             h = self._attention("middle_attention", h.shape[-1])(h)
         h = self._block("middle_1", h.shape[-1])(h, emb, train)
+        if not decode:
+            return h.astype(jnp.float32)
         h = self._decode(h, skips, emb, train)
 
         h = nn.silu(GroupNorm(self.norm_eps, name="norm_out")(h.astype(jnp.float32)))

@@ -18,10 +18,9 @@ from jaxdiff.core.gaussian import diffuse, estimate, expand, target
 from jaxdiff.core.paths import DiscreteVP
 from jaxdiff.core.predictions import AnyPrediction
 from jaxdiff.core.times import UniformSteps
-from jaxdiff.core.types import ApplyFn, Level, Params, Path
+from jaxdiff.core.types import ApplyFn, Params, Path
 from jaxdiff.objectives.base import Batch, Metrics, image_mean, noise_like
-
-Image = Float[Array, "b h w c"]
+from jaxdiff.objectives.bound import discretized_nll, normal_kl, posterior_mean
 
 
 def log_variances(path: DiscreteVP, t: Float[Array, "b"]) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
@@ -38,33 +37,6 @@ def log_variances(path: DiscreteVP, t: Float[Array, "b"]) -> tuple[Float[Array, 
     tilde_table = np.append(log_tilde[:1], log_tilde).astype(np.float32)
     step = t.astype(jnp.int32) - 1
     return jnp.asarray(tilde_table)[step], jnp.asarray(np.log(betas).astype(np.float32))[step]
-
-
-def posterior_mean(cur: Level, nxt: Level, x0: Image, eps: Image) -> Image:
-    """Mean of q(x_nxt | x_cur, x0), x_cur = alpha x0 + sigma eps. Source: arXiv:2006.11239, Eq. 7."""
-    scale = jnp.square(nxt.sigma) * cur.alpha / (nxt.alpha * cur.sigma)
-    return expand(nxt.alpha, x0) * x0 + expand(scale, x0) * eps
-
-
-def normal_kl(mean1: Image, log_var1: Image, mean2: Image, log_var2: Image) -> Image:
-    """KL(N(mean1, var1) || N(mean2, var2)), elementwise, in nats."""
-    ratio = jnp.exp(log_var1 - log_var2)
-    return 0.5 * (log_var2 - log_var1 + ratio + jnp.square(mean1 - mean2) * jnp.exp(-log_var2) - 1)
-
-
-def discretized_nll(x0: Image, mean: Image, log_var: Image) -> Image:
-    """-log of the mass that N(mean, var) gives to the 8-bit bin of x0 in [-1, 1], elementwise, in nats.
-
-    The outer bins reach to infinity. Source: arXiv:2006.11239, Eq. 13.
-    """
-    inverse_std = jnp.exp(-0.5 * log_var)
-    upper = jnp.where(x0 > 0.999, jnp.inf, (x0 - mean + 1 / 255) * inverse_std)
-    lower = jnp.where(x0 < -0.999, -jnp.inf, (x0 - mean - 1 / 255) * inverse_std)
-    # The mass of a far bin is taken on the side of the tail where it does not round to zero.
-    flip = lower > 0
-    high, low = jnp.where(flip, -lower, upper), jnp.where(flip, -upper, lower)
-    log_high, log_low = jax.scipy.special.log_ndtr(high), jax.scipy.special.log_ndtr(low)
-    return -(log_high + jnp.log(-jnp.expm1(jnp.minimum(log_low - log_high, -1e-7))))
 
 
 @dataclasses.dataclass(frozen=True)

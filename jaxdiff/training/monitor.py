@@ -115,6 +115,15 @@ class Monitor:
             named = {f"validation/logsnr_{s:+.1f}": v for s, v in zip(record["logsnr"], loss, strict=True)}
             self.scalars(step, named | {"validation/loss": float(np.mean(loss))})
 
+    def bits_per_dim(self, step: int, bits: float, images: int) -> None:
+        """Writes the continuous bound on this many validation images: TensorBoard, and a line of `validation.jsonl`."""
+        self._clock = time.monotonic()
+        if self._writer:
+            record = {"step": step, "bits_per_dim": bits, "bound": "continuous", "images": images}
+            with (self._workdir / "validation.jsonl").open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            self.scalars(step, {"validation/bits_per_dim": bits})
+
     def preview(self, step: int, images: UInt8[np.ndarray, "n h w c"]) -> None:
         """Writes a grid of samples: TensorBoard, and `samples/step_NNNNNNN.png`."""
         self._clock = time.monotonic()

@@ -50,3 +50,24 @@ def make_validate(losses: Losses) -> Callable[..., Float[np.ndarray, "levels"]]:
         return total / count
 
     return validate
+
+
+def continuous_bits(
+    validate: Callable[..., Float[np.ndarray, "levels"]],
+    params: Params,
+    key: Key[Array, ""],
+    pages: Callable[[], Iterable[Mapping]],
+    rounds: int = 8,
+    levels: int = 10,
+) -> float:
+    """The mean of a loss that is a bound in bits per dimension at uniform times in [0, 1] (VDM's), over all images.
+
+    `validate` is `make_validate`'s and `pages` makes its batches. The times are the middles of rounds * levels equal
+    parts, and each round of `levels` of them has noise of its own.
+    """
+    starts = np.arange(levels) / levels
+    means = []
+    for i in range(rounds):
+        times = jnp.asarray(starts + (i + 0.5) / (rounds * levels), jnp.float32)
+        means.append(validate(params, jax.random.fold_in(key, i), times, pages()))
+    return float(np.mean(means))

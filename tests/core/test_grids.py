@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from jaxdiff.core import grids
-from jaxdiff.core.grids import Karras, Leading, Polynomial, Trailing, UniformLogSNR, UniformT
+from jaxdiff.core.grid_tables import AlignYourSteps, Table
+from jaxdiff.core.grids import (
+    Interval,
+    Karras,
+    Leading,
+    Polynomial,
+    Restarts,
+    Trailing,
+    UniformLogSNR,
+    UniformT,
+)
 from jaxdiff.core.paths import (
     Cosine,
     CosineBetas,
@@ -41,6 +51,8 @@ GRIDS = [
     Karras(0.01, 40.0, 1.0),
     Trailing(),
     Leading(),
+    Table((30.0, 3.0, 1.0, 0.02)),
+    AlignYourSteps("sdxl"),
 ]
 paths = pytest.mark.parametrize("path", PATHS, ids=repr)
 each = pytest.mark.parametrize("grid", GRIDS, ids=repr)
@@ -56,7 +68,8 @@ def times_of(grid, num_steps, t_max=1000.0):
 
 
 def test_all_grids_are_tested():
-    assert {type(grid) for grid in GRIDS} == set(typing.get_args(grids.AnyGrid))
+    assert {type(grid) for grid in GRIDS} == set(typing.get_args(grids.PlainGrid))
+    assert {*typing.get_args(grids.PlainGrid), Restarts} == set(typing.get_args(grids.AnyGrid))
 
 
 @paths
@@ -165,8 +178,61 @@ def test_a_chain_on_another_clock():
     np.testing.assert_array_equal(times_of(Leading(100), 4, t_max=400.0), [304, 204, 104, 4])
 
 
+def test_align_your_steps_as_published():
+    """arXiv:2404.14507, Table 3."""
+    ten = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152]
+    np.testing.assert_allclose(AlignYourSteps()(Sigma(), 10).sigma[:-1], ten, rtol=1e-6)
+    # Twice the steps keep the ten, and put one in the middle of two logarithms; the table's last stands for clean.
+    twenty = np.asarray(AlignYourSteps()(Sigma(), 20).sigma)
+    np.testing.assert_allclose(twenty[:-1:2], ten, rtol=1e-6)
+    np.testing.assert_allclose(twenty[[1, 19]], [(14.615 * 6.475) ** 0.5, (0.152 * 0.029) ** 0.5], rtol=1e-6)
+    np.testing.assert_allclose(AlignYourSteps("svd")(Sigma(700.0), 1).sigma, [700, 0])
+    with pytest.raises(ValueError, match=r"sd15's first sigma/alpha = 14.615 is not on this path: at most 12 "):
+        AlignYourSteps()(Sigma(12.0), 10)
+
+
+def test_a_table_is_visited_as_it_is():
+    table = Table((20.0, 3.0, 0.5))
+    np.testing.assert_allclose(table(Sigma(), 3).sigma, [20, 3, 0.5, 0], rtol=1e-6)
+    np.testing.assert_allclose(table(Sigma(), 5).sigma, [20, 60**0.5, 3, 1.5**0.5, 0.5, 0], rtol=1e-6)
+    np.testing.assert_allclose(table(Sigma(), 2).sigma, [20, 0.5, 0], rtol=1e-6)
+    np.testing.assert_allclose(ratios(table(LinearVP(), 3)), [20, 3, 0.5, 0], rtol=1e-4)
+    with pytest.raises(ValueError, match=r"20 is not on this path: at most 10 \(--grid\.ratios\)"):
+        table(Sigma(10.0), 3)
+
+
+def test_restarts_go_back_and_forth():
+    grid = Restarts(Karras(0.02, 10.0, 1.0), (Interval(0.9, 5.0, 2, 3), Interval(4.2, 8.0, 1, 1)))
+    levels = np.asarray(grid(Sigma(), 12).sigma)
+    main = np.asarray(grid.grid(Sigma(), 12).sigma)
+    assert len(levels) - 1 == 12 + 2 * 4 + 2
+    # The grid's own levels nearest to the low ends are where the loops begin and end.
+    first, second = (main[np.argmin(np.abs(main - low))] for low in (4.2, 0.9))
+    at, until = (int(np.argmax(main == v)) for v in (first, second))
+    once = (5 ** (1 / 7) + np.arange(4) / 3 * (second ** (1 / 7) - 5 ** (1 / 7))) ** 7
+    want = [main[: at + 1], [8.0, first], main[at + 1 : until + 1], once, once, main[until + 1 :]]
+    np.testing.assert_allclose(levels, np.concatenate(want), rtol=1e-5)
+    # Rises are one for each time, and all levels lie on the path.
+    assert np.sum(np.diff(levels) > 0) == 3
+    for path in LinearVP(), Linear(3.0):
+        np.testing.assert_allclose(ratios(grid(path, 12)), levels, rtol=5e-4, atol=1e-6)
+    none = Restarts(Karras(), (Interval(times=0),))(Sigma(), 18)
+    np.testing.assert_array_equal(none.sigma, Karras()(Sigma(), 18).sigma)
+    with pytest.raises(ValueError, match=r"high = 0.3 must be above 10, .*\(--grid\.intervals\)"):
+        Restarts(Karras(0.02, 10.0))(Sigma(), 1)
+
+
+def test_padding_is_clean():
+    levels = grids.pad(Karras()(Sigma(), 5), 8)
+    np.testing.assert_array_equal(levels.sigma[:6], Karras()(Sigma(), 5).sigma)
+    np.testing.assert_array_equal(levels.sigma[6:], np.zeros(3))
+    np.testing.assert_array_equal(levels.alpha, np.ones(9))
+    with pytest.raises(ValueError, match="num_steps = 4 is not allowed: at least 5"):
+        grids.pad(levels._replace(alpha=levels.alpha[:6], sigma=levels.sigma[:6]), 4)
+
+
 def test_jit_is_no_jit():
-    for grid in Karras(0.01, 40.0), UniformLogSNR(0.95, 0.01), Trailing():
+    for grid in Karras(0.01, 40.0), UniformLogSNR(0.95, 0.01), Trailing(), Restarts(Karras(0.01, 40.0)):
         for path in LinearVP(), Linear():
             traced = jax.jit(functools.partial(grid, path, 5))()
             for a, b in zip(traced, grid(path, 5), strict=True):
@@ -188,6 +254,12 @@ def test_jit_is_no_jit():
         (lambda: Karras(sigma_min=0.0), "--grid.sigma-min"),
         (lambda: Karras(sigma_max=0.001), "--grid.sigma-max"),
         (lambda: Karras(rho=0.0), "--grid.rho"),
+        (lambda: Table(()), "--grid.ratios"),
+        (lambda: Table((1.0, 1.0)), "--grid.ratios"),
+        (lambda: Table((1.0, 0.0)), "--grid.ratios"),
+        (functools.partial(Table((1.0,)), Sigma(), 2), "--steps"),
+        (lambda: Interval(0.3, 0.1), "--grid.intervals"),
+        (lambda: Interval(steps=0), "--grid.intervals"),
     ],
 )
 def test_errors_are_one_line_and_name_the_flag(make, flag):

@@ -15,10 +15,13 @@ import pytest
 
 from jaxdiff.core import grids, paths, predictions
 from jaxdiff.core.types import Level
+from jaxdiff.sampling.ancestral import Ancestral
 from jaxdiff.sampling.ddim import DDIM
-from jaxdiff.sampling.dpm_solver import DPMSolverPP2M
+from jaxdiff.sampling.dpm_solver import DPMSolverPP
+from jaxdiff.sampling.dpm_solver_single import DPMSolver, DPMSolverPPS
 from jaxdiff.sampling.euler_maruyama import EulerMaruyama
 from jaxdiff.sampling.heun import Heun
+from jaxdiff.sampling.predictor_corrector import PredictorCorrector
 from jaxdiff.sampling.sample import denoiser, image_keys, normal, on_path, sample
 
 PATHS = {
@@ -42,12 +45,19 @@ PREDICTIONS = {
 ODE = {
     "ddim": (DDIM(), 0.15, 0.01),
     "heun": (Heun(), 0.01, 1e-3),
-    "2m": (DPMSolverPP2M(), 0.01, 1e-3),
+    "2m": (DPMSolverPP(), 0.01, 1e-3),
+    "3m": (DPMSolverPP(3), 0.01, 1e-3),
+    "2s": (DPMSolverPPS(), 0.01, 1e-3),
+    "dpm_3s": (DPMSolver(3), 0.01, 1e-3),
 }
 # The others, with the error that 64 steps leave in the standard deviation and in cumulative probability.
 SDE = {
     "ddpm": (DDIM(eta=1.0), 0.04, 0.02),
+    "ddpm_large": (Ancestral(1.0), 0.04, 0.02),
     "euler_maruyama": (EulerMaruyama(), 0.04, 0.02),
+    "corrected": (PredictorCorrector(Ancestral(), snr=0.1), 0.03, 0.02),
+    "sde_2m": (DPMSolverPP(eta=1.0), 0.02, 0.02),
+    "sde_2s": (DPMSolverPPS(eta=0.5), 0.02, 0.02),
     "churn": (Heun(20.0, churn_min=0.05, churn_max=10.0), 0.02, 0.02),
 }
 
@@ -208,12 +218,13 @@ def test_sde_solvers_start_at_alpha_0(path, solver, cdf, runner, normal_data):
     check_law(cdf, x, normal_data, 0.3, 0.5, 0.04, 0.02)
 
 
-@pytest.mark.parametrize("solver", [*ODE, *SDE])
+# DDPM's large variance is that of the forward step in the path's own units.
+@pytest.mark.parametrize("solver", [*ODE, *(name for name in SDE if name != "ddpm_large")])
 def test_only_sigma_over_alpha_matters(solver, runner, mixture):
     # x / alpha takes the same steps on every path, if the levels have the same ratios.
     ends = []
     for name, path in PATHS.items():
-        levels = grids.Karras(0.02, 20.0)(path, 16)  # no ratio lies at a limit of the churn
+        levels = grids.pad(grids.Karras(0.02, 20.0)(path, 16), 64)  # no ratio lies at a limit of the churn
         run = runner(name, "v", (ODE | SDE)[solver][0])
         ends.append(run(levels.alpha[0] * 20.0 * noise(0), levels, mixture))
     for x in ends[1:]:

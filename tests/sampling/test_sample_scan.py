@@ -10,15 +10,36 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff.core import grids, paths, predictions
 from jaxdiff.core.types import Level
+from jaxdiff.sampling.ancestral import Ancestral
 from jaxdiff.sampling.ddim import DDIM
-from jaxdiff.sampling.dpm_solver import DPMSolverPP2M
+from jaxdiff.sampling.dpm_solver import DPMSolverPP
+from jaxdiff.sampling.dpm_solver_single import DPMSolver, DPMSolverPPS
 from jaxdiff.sampling.euler_maruyama import EulerMaruyama
 from jaxdiff.sampling.guidance import cfg, guided, pair
 from jaxdiff.sampling.heun import Heun
+from jaxdiff.sampling.predictor_corrector import PredictorCorrector
+from jaxdiff.sampling.renoise import Renoise
+from jaxdiff.sampling.restart import Restart
 from jaxdiff.sampling.sample import denoiser, image_keys, initial, normal, on_path, sample, trajectory
 from jaxdiff.sampling.solver import vp
 
-SOLVERS = [DDIM(), DDIM(0.5), Heun(), Heun(5.0), EulerMaruyama(), DPMSolverPP2M()]
+# With their calls of the network in 5 steps, of which the last goes to sigma = 0.
+CALLS = {
+    DDIM(): 5,
+    DDIM(0.5): 5,
+    Heun(): 9,
+    Heun(5.0): 9,
+    EulerMaruyama(): 5,
+    Ancestral(1.0): 5,
+    DPMSolverPP(): 5,
+    DPMSolverPP(3, eta=1.0): 5,
+    DPMSolver(3): 13,
+    DPMSolverPPS(2, eta=1.0): 9,
+    PredictorCorrector(corrections=2): 13,
+    Renoise(): 5,
+    Restart(Heun()): 9,
+}
+SOLVERS = list(CALLS)
 SHAPE = (2, 2, 1)
 
 
@@ -38,7 +59,7 @@ def images(indices, denoise, solver, num_steps=4, seed=3):
     return sample(keys, initial(keys, SHAPE, Level(levels.alpha[0], levels.sigma[0])), levels, denoise, solver)
 
 
-@pytest.mark.parametrize("solver", [DDIM(0.5), Heun(5.0)])
+@pytest.mark.parametrize("solver", [DDIM(0.5), Heun(5.0), DPMSolverPPS(eta=1.0), PredictorCorrector()])
 def test_an_image_is_the_same_in_any_batch(solver, denoise):
     def of(*indices):
         return np.asarray(images(jnp.array(indices), denoise, solver))
@@ -108,7 +129,7 @@ def test_network_calls_are_counted_and_never_at_sigma_0(solver, denoise):
         jax.effects_barrier()
         assert len(seen) == solver.nfe(levels_of(num_steps))
         assert min(seen) > 0
-    assert solver.nfe(levels_of(5)) == (9 if isinstance(solver, Heun) else 5)
+    assert solver.nfe(levels_of(5)) == CALLS[solver]
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -181,7 +202,7 @@ def test_sample_keeps_no_trajectory(denoise):
     x = jnp.zeros((2, *SHAPE))
 
     def scanned(function):
-        jaxpr = jax.make_jaxpr(lambda keys: function(keys, x, levels, denoise, DPMSolverPP2M()))(keys)
+        jaxpr = jax.make_jaxpr(lambda keys: function(keys, x, levels, denoise, DPMSolverPP()))(keys)
         (scan,) = (e for e in jaxpr.eqns if e.primitive.name == "scan")
         return {v.aval.shape for v in scan.outvars}
 

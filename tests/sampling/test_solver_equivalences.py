@@ -9,12 +9,22 @@ import pytest
 
 from jaxdiff.core import gaussian, grids, paths
 from jaxdiff.core.types import Level
+from jaxdiff.sampling.ancestral import Ancestral
 from jaxdiff.sampling.ddim import DDIM
-from jaxdiff.sampling.dpm_solver import DPMSolverPP2M
+from jaxdiff.sampling.dpm_solver import DPMSolverPP
+from jaxdiff.sampling.dpm_solver_single import DPMSolver, DPMSolverPPS
 from jaxdiff.sampling.euler_maruyama import EulerMaruyama
 from jaxdiff.sampling.heun import Heun
+from jaxdiff.sampling.predictor_corrector import PredictorCorrector
+from jaxdiff.sampling.renoise import Renoise
+from jaxdiff.sampling.restart import Restart
 from jaxdiff.sampling.sample import image_keys, normal_like, sample
 from jaxdiff.sampling.solver import Solver
+
+SOLVERS = (
+    *(DDIM(), Heun(), EulerMaruyama(), Ancestral(), DPMSolverPP(), DPMSolver(), DPMSolverPPS()),
+    *(PredictorCorrector(), Renoise(), Restart()),
+)
 
 run = jax.jit(sample, static_argnums=(3, 4))
 
@@ -150,16 +160,67 @@ def test_2m_is_algorithm_2_of_dpm_solver_pp(denoise):
         previous = x0
     at = Level(levels.alpha[n - 1], levels.sigma[n - 1])
     x = denoise(x, at, at).x0
-    assert jnp.allclose(run(keys, z, levels, denoise, DPMSolverPP2M()), x, atol=1e-4)
+    assert jnp.allclose(run(keys, z, levels, denoise, DPMSolverPP()), x, atol=1e-4)
 
 
-def test_2m_passes_over_a_repeated_level(denoise):
+def test_order_1_is_ddim(denoise):
+    z, keys = start()
+    levels = grids.UniformT()(paths.Linear(), 10)
+    for eta in (0.0, 1.0):
+        want = run(keys, z, levels, denoise, DDIM(eta))
+        solvers = [DPMSolverPP(1, eta), DPMSolverPPS(1, eta), *([DPMSolver(1)] if eta == 0 else [])]
+        for solver in solvers:
+            assert jnp.allclose(run(keys, z, levels, denoise, solver), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_3m_with_half_its_curvature_is_as_published(eta, denoise):
+    # The third-order multistep SDE solver in its usual spelling, in EDM's sigma; the second step has its own weight.
+    n = 10
+    levels = grids.Karras(0.05, 10.0)(paths.Sigma(), n)
+    z, keys = start()
+    sigma = np.asarray(levels.sigma, np.float64)
+    x, d, hs = 10.0 * z, [], []
+    for i in range(n):
+        at = Level(jnp.ones(()), levels.sigma[i])
+        d.append(denoise(x, at, at).x0)
+        if i == n - 1:
+            x = d[-1]
+            break
+        h = np.log(sigma[i] / sigma[i + 1])
+        h_eta = h * (eta + 1)
+        x = np.exp(-h_eta) * x - np.expm1(-h_eta) * d[-1]
+        if i == 1 or i == n - 2:
+            x = x - 0.5 * np.expm1(-h_eta) * (h / hs[-1]) * (d[-1] - d[-2])
+        elif i > 1:
+            r0, r1 = hs[-1] / h, hs[-2] / h
+            d1_0, d1_1 = (d[-1] - d[-2]) / r0, (d[-2] - d[-3]) / r1
+            d1, d2 = d1_0 + (d1_0 - d1_1) * r0 / (r0 + r1), (d1_0 - d1_1) / (r0 + r1)
+            phi_2 = np.expm1(-h_eta) / h_eta + 1
+            x = x + phi_2 * d1 - (phi_2 / h_eta - 0.5) * d2
+        x = x + step_noise(keys, x, i + 1) * sigma[i + 1] * np.sqrt(-np.expm1(-2 * h * eta))
+        hs.append(h)
+    solver = DPMSolverPP(3, eta, curvature=0.5)
+    assert jnp.allclose(run(keys, 10.0 * z, levels, denoise, solver), x, atol=1e-3)
+
+
+@pytest.mark.parametrize("solver", [DPMSolverPP(2), DPMSolverPP(3), DPMSolver(3), DPMSolverPPS(2)])
+def test_a_repeated_level_is_no_step(solver, denoise):
     levels = grids.UniformLogSNR(start=0.9)(paths.LinearVP(), 10)
     twice = Level(*(jnp.insert(v, 4, v[4]) for v in levels))
     z, keys = start()
-    assert jnp.allclose(
-        run(keys, z, twice, denoise, DPMSolverPP2M()), run(keys, z, levels, denoise, DPMSolverPP2M()), atol=0.1
-    )
+    a, b = (run(keys, z, grids.pad(v, 11), denoise, solver) for v in (levels, twice))
+    assert jnp.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", [DPMSolverPP(3), DPMSolver(3), DPMSolverPPS(3)])
+def test_down_and_up_again(solver, denoise):
+    # Rising levels with the ODE's solvers find the noise from which the image comes.
+    levels = grids.Karras(0.05, 10.0)(paths.Linear(), 60)
+    down = Level(levels.alpha[:-1], levels.sigma[:-1])
+    there_and_back = Level(*(jnp.concatenate([v, v[-2::-1]]) for v in down))
+    z, keys = start()
+    assert jnp.allclose(run(keys, z, there_and_back, denoise, solver), z, atol=5e-3)
 
 
 def test_ddim_inversion_returns(closed_form, denoise):
@@ -190,15 +251,26 @@ def test_one_step_to_the_end_is_x0(denoise):
     z, keys = start()
     levels = Level(jnp.array([0.6, 1.0]), jnp.array([0.8, 0.0]))
     at = Level(levels.alpha[0], levels.sigma[0])
-    for solver in (DDIM(), DDIM(1.0), Heun(), DPMSolverPP2M()):
+    for solver in (DDIM(), DDIM(1.0), Heun(), DPMSolverPP(3, eta=1.0), DPMSolver(), DPMSolverPPS(eta=1.0)):
         assert jnp.allclose(run(keys, z, levels, denoise, solver), denoise(z, at, at).x0)
 
 
-@pytest.mark.parametrize("make", [lambda: DDIM(1.5), lambda: DDIM(-0.1), lambda: Heun(churn=-1.0)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DDIM(1.5),
+        lambda: DDIM(-0.1),
+        lambda: Heun(churn=-1.0),
+        lambda: DPMSolverPP(4),
+        lambda: DPMSolverPP(eta=-1.0),
+        lambda: DPMSolver(0),
+        lambda: DPMSolverPPS(eta=math.inf),
+    ],
+)
 def test_bad_settings_are_refused(make):
-    with pytest.raises(ValueError, match=r"(eta|churn) = "):
+    with pytest.raises(ValueError, match=r"(eta|churn|order) = .*--solver"):
         make()
 
 
 def test_solvers_are_solvers():
-    assert all(isinstance(s, Solver) for s in (DDIM(), Heun(), EulerMaruyama(), DPMSolverPP2M()))
+    assert all(isinstance(s, Solver) for s in SOLVERS)
