@@ -16,8 +16,9 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from jaxdiff import build, cli
-from jaxdiff.names import GRIDS, SOLVERS
+from jaxdiff import cli
+from jaxdiff.names import GRIDS, RULES, SOLVERS
+from jaxdiff.sampler import labels_for, sampler
 from jaxdiff.trained import Settings, Trained, open_trained
 from jaxdiff.training.contact_sheet import contact_sheet, save_png
 from jaxdiff.training.state import use_every_core
@@ -58,11 +59,11 @@ def prepare_out(out: Path) -> Path:
 
 def trajectory_sheet(trained: Trained, count: int):
     """A row an image: the states after up to 10 of the steps."""
-    few, config = np.arange(count, dtype=np.int32), trained.config
-    follow = build.sampler(config, steps_too=True)
-    cond, scale = build.labels_for(config, few, trained.label), jnp.float32(config.sampling.cfg_scale)
+    few = np.arange(count, dtype=np.int32)
+    follow = sampler(trained.config, trained.guides, steps_too=True)
+    cond = labels_for(trained.config, few, trained.label, trained.guides)
     seed = jnp.int32(trained.settings.seed)
-    path = np.asarray(follow(trained.params, seed, jnp.asarray(few), trained.levels, cond, scale))
+    path = np.asarray(follow(trained.weights, seed, jnp.asarray(few), trained.levels, cond, trained.scales))
     chosen = np.unique(np.linspace(0, len(path) - 1, 10).round().astype(int))
     return contact_sheet(path[chosen].swapaxes(0, 1).reshape(-1, *path.shape[2:]), columns=len(chosen))
 
@@ -104,12 +105,9 @@ def sample(command: Command) -> None:
 
 def main(args: Sequence[str]) -> None:
     with cli.user_errors():
-        command = cli.parse(
-            Command,
-            "sample.py",
-            args,
-            description=f"{__doc__}\nSolvers: {', '.join(SOLVERS)}.\nGrids: {', '.join(GRIDS)}.",
-        )
+        named = {"Solvers": SOLVERS, "Grids": GRIDS, "Guidance": RULES}
+        words = "\n".join(f"{kind}: {', '.join(table)}." for kind, table in named.items())
+        command = cli.parse(Command, "sample.py", args, description=f"{__doc__}\n{words}")
         use_every_core(command.settings.batch_size)
         sample(command)
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import jax
 import tyro
 
-from jaxdiff import build, cli
+from jaxdiff import build, cli, sampler
 from jaxdiff.config import Config, to_json
 from jaxdiff.data import batches, open_source, open_validation, validation_batches
 from jaxdiff.objectives.vdm import VDM
@@ -97,7 +97,7 @@ def train(config: Config, workdir: Path) -> None:
     validate = make_validate(build.losses_fn(config))
     bounded = isinstance(config.objective, VDM)  # its loss is a bound on the bits per dimension
     held_out = open_validation(config.data) if config.validate_every or bounded else None
-    preview = build.preview(config) if config.preview_every else None
+    preview = sampler.preview(config) if config.preview_every else None
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
     if first:
         print(

@@ -26,6 +26,7 @@ from jaxdiff.sampling.deis import DEIS
 from jaxdiff.sampling.dpm_solver import DPMSolverPP
 from jaxdiff.sampling.dpm_solver_single import DPMSolver, DPMSolverPPS
 from jaxdiff.sampling.euler_maruyama import EulerMaruyama
+from jaxdiff.sampling.guidance_rules import CFG, AnyRule, Interval
 from jaxdiff.sampling.heun import Heun
 from jaxdiff.sampling.plms import PLMS, PNDM
 from jaxdiff.sampling.predictor_corrector import PredictorCorrector
@@ -66,6 +67,12 @@ class Sampling:
     """Steps of the solver."""
     cfg_scale: float = 1.0
     """Classifier-free guidance: ref + scale * (main - ref); 1: none."""
+    guidance: AnyRule = CFG()
+    """How guidance combines the belief with the condition and the one without."""
+    interval: Interval = Interval()
+    """The sigma/alpha at which there is guidance."""
+    pag_scale: float = 0.0
+    """Perturbed-attention guidance: away from the network with identity attention in its middle; 0: none."""
     threshold: Literal["none", "static", "dynamic"] = "static"
     """Keep x0 estimates in [-1, 1]: by clipping (static) or by Imagen's quantile rule (dynamic)."""
 
@@ -138,7 +145,8 @@ VOCABULARY: Mapping[str, type] = {
         *get_args(weights.AnyWeight),
         *get_args(grids.AnyGrid),
         *get_args(AnySolver),
-        *(B1, B2, grids.Interval),
+        *get_args(AnyRule),
+        *(Interval, B1, B2, grids.RestartInterval),
         *(UNet, DiT, Classifier, LearnedSchedule, Denoising, Hybrid, VDM, Classification),
         *(optimisers.Optim, optimisers.AdamW, optimisers.Lion, optimisers.SGD),
         *(optimisers.Constant, optimisers.CosineDecay, optimisers.InverseSqrt),

@@ -14,6 +14,7 @@ from jaxdiff.sampling.deis import DEIS
 from jaxdiff.sampling.dpm_solver import DPMSolverPP
 from jaxdiff.sampling.dpm_solver_single import DPMSolver, DPMSolverPPS
 from jaxdiff.sampling.euler_maruyama import EulerMaruyama
+from jaxdiff.sampling.guidance_rules import APG, CFG, AnyRule, CFGPlusPlus, CFGZeroStar, Rescale
 from jaxdiff.sampling.heun import Heun
 from jaxdiff.sampling.plms import PLMS, PNDM
 from jaxdiff.sampling.predictor_corrector import PredictorCorrector
@@ -66,6 +67,15 @@ GRIDS: Mapping[str, grids.AnyGrid] = {
     "restarts": grids.Restarts(),
 }
 """What `--grid` names."""
+
+RULES: Mapping[str, AnyRule] = {
+    "cfg": CFG(),
+    "rescale": Rescale(),
+    "apg": APG(),
+    "cfgpp": CFGPlusPlus(),
+    "cfg-zero": CFGZeroStar(),
+}
+"""What `--guidance` names."""
 
 T = TypeVar("T")
 

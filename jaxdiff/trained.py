@@ -6,18 +6,30 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Array, Int, PyTree, UInt8
 
-from jaxdiff import build
 from jaxdiff.config import Config, from_json, to_json
 from jaxdiff.core.grids import Table
 from jaxdiff.core.types import Level, Params
-from jaxdiff.names import GRIDS, SOLVERS, value_of
+from jaxdiff.names import GRIDS, RULES, SOLVERS, value_of
+from jaxdiff.sampler import (
+    Guides,
+    Sampler,
+    Scales,
+    Weights,
+    check_sampling,
+    is_guided,
+    labels_for,
+    levels_of,
+    sampler,
+    scales_of,
+)
+from jaxdiff.sampling.guidance_rules import Interval
 from jaxdiff.training.ema import Decay, Power
 from jaxdiff.training.restore import read_params, read_posthoc, read_step_config, steps
 from jaxdiff.training.state import data_mesh, replicated, shard_batch
@@ -44,7 +56,25 @@ class Settings:
     label: str | None = None
     """Class of all images, by number or by name (by default the classes in turn)."""
     cfg_scale: float | None = None
-    """Classifier-free guidance; 1 is none (by default the run's own)."""
+    """Classifier-free guidance, or autoguidance with --guide; 1 is none (by default the run's own)."""
+    guidance: str | None = None
+    """How guidance combines two beliefs (by default the run's own, cfg in most presets), by name or with fields:
+    "apg(radius=5)"."""
+    interval: tuple[float, float] | None = None
+    """Guide at low < sigma/alpha <= high only (by default the run's own)."""
+    pag_scale: float | None = None
+    """Perturbed-attention guidance; 0 is none (by default the run's own)."""
+    guide: Path | None = None
+    """Autoguidance: the folder of a weaker run (or of this one, with --guide-step or --guide-ema), which --cfg-scale
+    leads away from."""
+    guide_step: int | None = None
+    """Step of the guide's checkpoint (by default the last)."""
+    guide_ema: str | None = None
+    """The guide's average of the parameters, as in --ema."""
+    classifier: Path | None = None
+    """Classifier guidance: the folder of a run that trained a classifier of noisy images."""
+    classifier_scale: float = 1.0
+    """Strength of classifier guidance; 0 is none, 1 is Bayes' rule."""
     ema: str | None = None
     """Which average of the parameters: a decay that was tracked (0.999), a length relative to the run (0.05) where
     power-function averages were tracked, or `none` for the parameters themselves (by default the first average)."""
@@ -71,11 +101,17 @@ class Trained:
     label: int | None
     """Class of all images; None: the classes in turn."""
     label_names: tuple[str, ...]
-    params: Params
-    params_sha256: str
-    """Of all parameters, the average taken: whatever is kept of a run's samples belongs to these."""
+    guides: Guides
+    weights: Weights
+    weights_sha256: str
+    """Of all parameters, averages taken: whatever is kept of a run's samples belongs to these."""
     levels: Level
-    run: build.Sampler
+    run: Sampler
+
+    @property
+    def params(self) -> Params:
+        """The parameters of the run's own network."""
+        return self.weights.main
 
     @property
     def nfe(self) -> int | None:
@@ -90,17 +126,27 @@ class Trained:
 
     def images(self, indices: Int[np.ndarray, "b"]) -> UInt8[np.ndarray, "b h w c"]:
         """The images of these numbers; `b` is a multiple of the devices."""
-        mesh = data_mesh()
-        inputs = shard_batch(mesh, {"index": indices, **build.labels_for(self.config, indices, self.label)})
-        index, scale = inputs.pop("index"), jnp.float32(self.config.sampling.cfg_scale)
-        return np.asarray(self.run(self.params, jnp.int32(self.settings.seed), index, self.levels, inputs, scale))
+        cond = labels_for(self.config, indices, self.label, self.guides)
+        inputs = shard_batch(data_mesh(), {"index": indices, **cond})
+        index, seed = inputs.pop("index"), jnp.int32(self.settings.seed)
+        return np.asarray(self.run(self.weights, seed, index, self.levels, inputs, self.scales))
+
+    @property
+    def scales(self) -> Scales:
+        """The strengths of guidance."""
+        return scales_of(self.config, self.settings.classifier_scale)
 
     def description(self) -> dict[str, object]:
         """All that the images depend on besides their numbers, for records."""
-        ema, config = self.settings.ema, self.config
+        ema, config, settings = self.settings.ema, self.config, self.settings
+        classifier = settings.classifier
+        guides = {
+            "guide": None if settings.guide is None else [str(settings.guide), settings.guide_step, settings.guide_ema],
+            "classifier": None if classifier is None else [str(classifier), settings.classifier_scale],
+        }
         return {
             "checkpoint_step": self.step,
-            "params_sha256": self.params_sha256,
+            "weights_sha256": self.weights_sha256,
             "seed": self.settings.seed,
             "label": self.label,
             "ema": ema if ema is not None else (to_json(config.ema[0]) if config.ema else "none"),
@@ -108,11 +154,21 @@ class Trained:
             "grid": to_json(config.grid),
             "sampling": to_json(config.sampling),
             "nfe": self.nfe,
+            **{name: value for name, value in guides.items() if value is not None},
         }
 
 
-def open_trained(workdir: Path, settings: Settings) -> Trained:
-    """The run in `workdir` under these settings.
+class Checkpoint(NamedTuple):
+    """What a sampler reads of a checkpoint."""
+
+    config: Config
+    label_names: tuple[str, ...]
+    step: int
+    params: Params
+
+
+def read_checkpoint(workdir: Path, step: int | None, ema: str | None) -> Checkpoint:
+    """The checkpoint of a run: its config, and the parameters or an average of them.
 
     Raises: ValueError or FileNotFoundError, one line that names the flag.
     """
@@ -120,22 +176,37 @@ def open_trained(workdir: Path, settings: Settings) -> Trained:
     stored = steps(workdir)
     if not stored:
         raise ValueError(f"{workdir} has no complete checkpoint yet: let train.py reach --save-every steps")
-    step = stored[-1] if settings.step is None else settings.step
+    step = stored[-1] if step is None else step
     record = read_step_config(workdir, step)
     config = from_json(record["config"])
     assert isinstance(config, Config)
-    config = with_settings(config, settings)
+    return Checkpoint(config, tuple(record["label_names"]), step, read_ema(workdir, step, config, ema))
+
+
+def open_trained(workdir: Path, settings: Settings) -> Trained:
+    """The run in `workdir` under these settings.
+
+    Raises: ValueError or FileNotFoundError, one line that names the flag.
+    """
+    own = read_checkpoint(workdir, settings.step, settings.ema)
+    config = with_settings(own.config, settings)
     if settings.grid == "optimised":
         config = dataclasses.replace(config, grid=read_fitted_grid(workdir, config.sampling.steps))
-    label = None if settings.label is None else find_label(settings.label, record["label_names"])
-    params = read_ema(workdir, step, config, settings.ema)
-    levels = build.levels_of(config, config.objective.path_of(params))
-    params, levels = jax.device_put((params, levels), replicated(data_mesh()))
-    names = tuple(record["label_names"])
-    return Trained(config, settings, step, label, names, params, fingerprint(params), levels, shared_sampler(config))
+    weaker = settings.guide and read_checkpoint(settings.guide, settings.guide_step, settings.guide_ema)
+    classifier = settings.classifier and read_checkpoint(settings.classifier, None, None)
+    guides = Guides(weaker.config if weaker else None, classifier.config if classifier else None)
+    check_sampling(config, guides)
+    names = own.label_names or (classifier.label_names if classifier else ())
+    label = None if settings.label is None else find_label(settings.label, names)
+    levels = levels_of(config, config.objective.path_of(own.params))
+    weights = Weights(own.params, weaker.params if weaker else None, classifier.params if classifier else None)
+    sha256 = fingerprint(weights)
+    weights, levels = jax.device_put((weights, levels), replicated(data_mesh()))
+    run = shared_sampler(config, guides)
+    return Trained(config, settings, own.step, label, names, guides, weights, sha256, levels, run)
 
 
-def fingerprint(params: Params) -> str:
+def fingerprint(params: PyTree[Array]) -> str:
     """The SHA-256 of all arrays, in the order of their names."""
     whole = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(params):
@@ -162,27 +233,42 @@ def read_fitted_grid(workdir: Path, steps: int) -> Table:
 
 def with_settings(config: Config, settings: Settings) -> Config:
     """The config, changed where the settings say something. Raises: ValueError."""
-    changed = {"steps": settings.steps, "cfg_scale": settings.cfg_scale, "threshold": settings.threshold}
+    changed = {
+        "steps": settings.steps,
+        "cfg_scale": settings.cfg_scale,
+        "guidance": settings.guidance and value_of(settings.guidance, RULES, "--guidance"),
+        "interval": settings.interval and Interval(*settings.interval),
+        "pag_scale": settings.pag_scale,
+        "threshold": settings.threshold,
+    }
     sampling = dataclasses.replace(config.sampling, **{k: v for k, v in changed.items() if v is not None})
     solver = config.solver if settings.solver is None else value_of(settings.solver, SOLVERS, "--solver")
     grid = config.grid if settings.grid in (None, "optimised") else value_of(settings.grid, GRIDS, "--grid")
     config = dataclasses.replace(config, sampling=sampling, solver=solver, grid=grid)
-    if settings.cfg_scale not in (None, 1) and not build.is_guided(config):
-        raise ValueError(f"cfg_scale = {settings.cfg_scale} is not allowed: this network has no classes (--cfg-scale)")
+    if settings.cfg_scale not in (None, 1) and not (is_guided(config) or settings.guide):
+        raise ValueError(
+            f"cfg_scale = {settings.cfg_scale} is not allowed: this network has no classes (--cfg-scale, --guide)"
+        )
     return config
 
 
-def shared_sampler(config: Config) -> build.Sampler:
+def shared_sampler(config: Config, guides: Guides) -> Sampler:
     """The sampler of this config; configs that differ only in what is traced (levels, scales) share a compilation."""
-    sampling = dataclasses.replace(config.sampling, steps=1, cfg_scale=2.0 if build.is_guided(config) else 1.0)
-    return _sampler(json.dumps(to_json(dataclasses.replace(config, sampling=sampling, grid=GRIDS["uniform"]))))
+    traced = {
+        "steps": 1,
+        "cfg_scale": 2.0 if is_guided(config) else 1.0,
+        "pag_scale": 1.0 if config.sampling.pag_scale else 0.0,
+    }
+    sampling = dataclasses.replace(config.sampling, **traced)
+    alike = dataclasses.replace(config, sampling=sampling, grid=GRIDS["uniform"])
+    return _sampler(*(json.dumps(to_json(c)) for c in (alike, *guides)))
 
 
 @functools.lru_cache(maxsize=16)
-def _sampler(config_json: str) -> build.Sampler:
-    config = from_json(json.loads(config_json))
-    assert isinstance(config, Config)
-    return build.sampler(config)
+def _sampler(config: str, weaker: str, classifier: str) -> Sampler:
+    own, *others = (from_json(json.loads(text)) for text in (config, weaker, classifier))
+    assert isinstance(own, Config)
+    return sampler(own, Guides(*others))  # pyright: ignore[reportArgumentType]
 
 
 def find_label(label: str, label_names: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # A folder, or a module that lies beside the folders, and what of ours it may import besides itself.
 LIBRARY = {"core", "networks", "objectives", "sampling", "data", "training", "evaluation", "pretrained"}
-BUILDERS = LIBRARY | {"config", "presets", "build", "cli", "names", "trained"}
+BUILDERS = LIBRARY | {"config", "presets", "build", "cli", "names", "sampler", "trained"}
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "core": set(),
@@ -27,8 +27,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": LIBRARY,
     "presets": LIBRARY | {"config"},
     "build": LIBRARY | {"config"},
+    "sampler": LIBRARY | {"config", "build"},
     "names": {"core", "sampling", "config"},
-    "trained": LIBRARY | {"config", "build", "names"},
+    "trained": LIBRARY | {"config", "build", "names", "sampler"},
     "cli": LIBRARY | {"config", "presets"},
     "commands": BUILDERS,
     "__main__": BUILDERS | {"commands"},

@@ -26,7 +26,7 @@ from jaxdiff.evaluation import moments
 from jaxdiff.evaluation.bootstrap import Interval
 from jaxdiff.evaluation.metrics import METRICS, Bootstrap, Metric, Reference
 from jaxdiff.evaluation.store import digest, gather
-from jaxdiff.names import GRIDS, SOLVERS
+from jaxdiff.names import GRIDS, RULES, SOLVERS
 from jaxdiff.networks.feature_net import FeatureNet
 from jaxdiff.pretrained.clip import open_clip_text
 from jaxdiff.pretrained.features import DEFAULT, open_features
@@ -245,7 +245,7 @@ def main(args: Sequence[str]) -> None:
     with cli.user_errors():
         description = (
             f"{__doc__}\nMetrics: {', '.join([*METRICS, *likelihood.BOUNDS])}.\n"
-            f"Solvers: {', '.join(SOLVERS)}. Grids: {', '.join(GRIDS)}."
+            f"Solvers: {', '.join(SOLVERS)}. Grids: {', '.join(GRIDS)}. Guidance: {', '.join(RULES)}."
         )
         command = cli.parse(Command, "jaxdiff evaluate", args, description=description)
         use_every_core(command.settings.batch_size)

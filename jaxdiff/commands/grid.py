@@ -20,6 +20,7 @@ from jaxdiff.config import to_json
 from jaxdiff.core.grids import Table
 from jaxdiff.core.levels import from_ratios, ratios_at
 from jaxdiff.core.types import Level
+from jaxdiff.sampler import THRESHOLDS, labels_for
 from jaxdiff.sampling import optimise
 from jaxdiff.sampling.sample import denoiser, image_keys, initial, on_path
 from jaxdiff.trained import Settings, fitted_grid, open_trained
@@ -72,12 +73,12 @@ def fit(command: Command) -> None:
     @jax.jit
     def costs(params, levels: Level, indices, cond):
         denoise = denoiser(build.apply_run(config), params, config.objective.prediction, cond)
-        denoise = on_path(config.objective.path_of(params))(build.THRESHOLDS[config.sampling.threshold](denoise))
+        denoise = on_path(config.objective.path_of(params))(THRESHOLDS[config.sampling.threshold](denoise))
         keys = image_keys(command.seed, indices)
         x = initial(keys, build.image_shape(config), jax.tree.map(lambda a: a[0], levels))
         return optimise.costs(keys, x, levels, denoise)
 
-    cond = build.labels_for(config, indices)
+    cond = labels_for(config, indices)
     cost = np.asarray(costs(trained.params, levels, jnp.asarray(indices), cond), np.float64)
     print("| steps | cost | cost of even log SNR | sigma/alpha |\n| --- | --- | --- | --- |")
     for steps in sorted(set(command.steps)):

@@ -178,7 +178,7 @@ PlainGrid = UniformT | Polynomial | UniformLogSNR | Karras | Trailing | Leading 
 
 
 @dataclasses.dataclass(frozen=True)
-class Interval:
+class RestartInterval:
     """sigma/alpha between which sampling goes back and forth. Source: arXiv:2306.14878, Tables 3 and 5."""
 
     low: float = 0.06
@@ -222,7 +222,7 @@ class Restarts:
 
     grid: PlainGrid = Karras()
     """The main grid, of num_steps."""
-    intervals: tuple[Interval, ...] = (Interval(),)
+    intervals: tuple[RestartInterval, ...] = (RestartInterval(),)
     """The intervals, each entered once the grid has reached its low end."""
 
     def __call__(self, path: Path, num_steps: int) -> Level:

@@ -1,7 +1,12 @@
 """Exact denoisers of known data: what solvers, guidance and likelihoods are measured against without a network.
 
-    mixture of normals, pixel by pixel     E[x0 | x] = sum_k p_k(x) (m_k + alpha s^2 (x - alpha m_k) / (alpha^2 s^2 + sigma^2))
-    a finite set of images                 E[x0 | x] = sum_i softmax_i(-|x - alpha x_i|^2 / (2 sigma^2)) x_i
+A mixture of normals of means m_k and one standard deviation s, pixel by pixel:
+
+    E[x0 | x] = sum_k p_k(x) (m_k + alpha s^2 (x - alpha m_k) / (alpha^2 s^2 + sigma^2))
+
+A finite set of images x_i:
+
+    E[x0 | x] = sum_i softmax_i(-|x - alpha x_i|^2 / (2 sigma^2)) x_i
 """
 
 from typing import NamedTuple

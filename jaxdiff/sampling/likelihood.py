@@ -262,8 +262,9 @@ def likelihood(
 ) -> Likelihood:
     """The importance-weighted bound on -log P(x0) by `draws` dequantisations; x0 holds u8 / 127.5 - 1.
 
-    Image i's draws and probes come from its key. All its draws have the same probes: what a Hutchinson estimate is off
-    by is then nearly the same for each, and does not pass for importance.
+    Image i's draws and probes come from its key. All its draws have the same probes, so that on a smooth field a
+    Hutchinson estimate is off by the same in each. What is left of the difference passes for importance: where
+    `log_weights` spread by much more than sqrt(d) nats, believe `draws = 1`, or take `Exact`.
     """
     ratio = jnp.tan(angles[0])
 

@@ -11,10 +11,10 @@ import pytest
 from jaxdiff.core import grids
 from jaxdiff.core.grid_tables import AlignYourSteps, Table
 from jaxdiff.core.grids import (
-    Interval,
     Karras,
     Leading,
     Polynomial,
+    RestartInterval,
     Restarts,
     Trailing,
     UniformLogSNR,
@@ -202,7 +202,7 @@ def test_a_table_is_visited_as_it_is():
 
 
 def test_restarts_go_back_and_forth():
-    grid = Restarts(Karras(0.02, 10.0, 1.0), (Interval(0.9, 5.0, 2, 3), Interval(4.2, 8.0, 1, 1)))
+    grid = Restarts(Karras(0.02, 10.0, 1.0), (RestartInterval(0.9, 5.0, 2, 3), RestartInterval(4.2, 8.0, 1, 1)))
     levels = np.asarray(grid(Sigma(), 12).sigma)
     main = np.asarray(grid.grid(Sigma(), 12).sigma)
     assert len(levels) - 1 == 12 + 2 * 4 + 2
@@ -216,7 +216,7 @@ def test_restarts_go_back_and_forth():
     assert np.sum(np.diff(levels) > 0) == 3
     for path in LinearVP(), Linear(3.0):
         np.testing.assert_allclose(ratios(grid(path, 12)), levels, rtol=5e-4, atol=1e-6)
-    none = Restarts(Karras(), (Interval(times=0),))(Sigma(), 18)
+    none = Restarts(Karras(), (RestartInterval(times=0),))(Sigma(), 18)
     np.testing.assert_array_equal(none.sigma, Karras()(Sigma(), 18).sigma)
     with pytest.raises(ValueError, match=r"high = 0.3 must be above 10, .*\(--grid\.intervals\)"):
         Restarts(Karras(0.02, 10.0))(Sigma(), 1)
@@ -258,8 +258,8 @@ def test_jit_is_no_jit():
         (lambda: Table((1.0, 1.0)), "--grid.ratios"),
         (lambda: Table((1.0, 0.0)), "--grid.ratios"),
         (functools.partial(Table((1.0,)), Sigma(), 2), "--steps"),
-        (lambda: Interval(0.3, 0.1), "--grid.intervals"),
-        (lambda: Interval(steps=0), "--grid.intervals"),
+        (lambda: RestartInterval(0.3, 0.1), "--grid.intervals"),
+        (lambda: RestartInterval(steps=0), "--grid.intervals"),
     ],
 )
 def test_errors_are_one_line_and_name_the_flag(make, flag):

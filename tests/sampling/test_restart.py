@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.core import grids, paths
-from jaxdiff.core.grids import Interval, Karras, Restarts
+from jaxdiff.core.grids import Karras, RestartInterval, Restarts
 from jaxdiff.core.types import Level
 from jaxdiff.sampling.ddim import DDIM
 from jaxdiff.sampling.dpm_solver import DPMSolverPP
@@ -58,7 +58,7 @@ def test_without_rises_it_is_the_solver(denoise):
 
 
 def test_the_solver_begins_anew_after_a_rise(denoise):
-    levels = Restarts(Karras(0.02, 10.0), (Interval(0.3, 2.0, 1, 3),))(paths.Linear(), 8)
+    levels = Restarts(Karras(0.02, 10.0), (RestartInterval(0.3, 2.0, 1, 3),))(paths.Linear(), 8)
     (at,) = np.flatnonzero(np.diff(np.asarray(levels.sigma)) > 0)
     x = levels.sigma[0] * Z
     up = run(KEYS, x, part(levels, 0, at + 2), denoise, Restart(DPMSolverPP()))
@@ -74,7 +74,7 @@ def test_rises_cost_nothing(solver, calls, denoise):
         jax.debug.callback(lambda sigma: seen.append(float(sigma)), cur.sigma)
         return denoise(x, cur, nxt)
 
-    levels = grids.pad(Restarts(Karras(0.02, 10.0), (Interval(0.3, 2.0, 2, 3),))(paths.Linear(), 6), 20)
+    levels = grids.pad(Restarts(Karras(0.02, 10.0), (RestartInterval(0.3, 2.0, 2, 3),))(paths.Linear(), 6), 20)
     jax.block_until_ready(run(KEYS[:2], Z[:2], levels, counted, Restart(solver)))
     jax.effects_barrier()
     assert len(seen) == Restart(solver).nfe(levels) == calls[0] + 2 * calls[1]
@@ -91,7 +91,7 @@ def test_restarts_mend_a_wrong_start(denoise, data, closed_form):
 
     grid = Karras(0.02, 10.0)
     plain = distance(grid(path, 12), Heun())
-    mended = distance(Restarts(grid, (Interval(0.1, 5.0, 3, 12),))(path, 12), Restart(Heun()))
+    mended = distance(Restarts(grid, (RestartInterval(0.1, 5.0, 3, 12),))(path, 12), Restart(Heun()))
     assert plain > 0.15 and mended < 0.05
 
 

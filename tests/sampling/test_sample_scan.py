@@ -153,7 +153,7 @@ def test_a_padded_grid_gives_the_same_images_and_costs_nothing(solver, denoise):
     assert run._cache_size() == 1
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", [DDIM(0.5), Heun(5.0), DPMSolverPP(3, eta=1.0), DPMSolverPPS(2, eta=1.0)])
 def test_jit_changes_nothing(solver, denoise):
     jitted = images(jnp.arange(2), denoise, solver, 2)
     with jax.disable_jit():

@@ -1,0 +1,202 @@
+"""From a config to images: the denoiser with its guidance, and the compiled sampler."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from jaxdiff.build import apply_run, image_shape
+from jaxdiff.config import Config
+from jaxdiff.core.gaussian import check_solvable
+from jaxdiff.core.types import Cond, Denoise, Estimate, Level, Params, Path, Transform
+from jaxdiff.networks.apply import identity_attention
+from jaxdiff.networks.classifier import Classifier
+from jaxdiff.sampling import guidance, threshold
+from jaxdiff.sampling.classifier_guidance import classifier_guided, log_probs
+from jaxdiff.sampling.ddim import DDIM
+from jaxdiff.sampling.guidance_rules import CFGPlusPlus, Interval
+from jaxdiff.sampling.sample import denoiser, image_keys, initial, on_path, sample, trajectory
+
+
+class Guides(NamedTuple):
+    """The runs of other networks that sampling asks besides its own."""
+
+    weaker: Config | None = None
+    """Autoguidance: away from what this one believes."""
+    classifier: Config | None = None
+    """Classifier guidance: towards what this one takes for the label."""
+
+
+class Weights(NamedTuple):
+    """The parameters of all networks."""
+
+    main: Params
+    weaker: Params | None = None
+    classifier: Params | None = None
+
+
+class Scales(NamedTuple):
+    """The strengths of guidance, traced: one compilation serves all."""
+
+    cfg: Float[Array, ""]
+    """Of classifier-free guidance or autoguidance."""
+    pag: Float[Array, ""]
+    classifier: Float[Array, ""]
+
+
+Sampler = Callable[[Weights, Int[Array, ""], Int[Array, "b"], Level, Cond, Scales], UInt8[Array, "*n b h w c"]]
+"""``(weights, seed, indices, levels, cond, scales) -> images``; every argument is traced."""
+
+
+THRESHOLDS: Mapping[str, Transform] = {
+    "none": lambda denoise: denoise,
+    "static": threshold.static(),
+    "dynamic": threshold.dynamic(),
+}
+"""What `Sampling.threshold` names."""
+
+
+def levels_of(config: Config, path: Path) -> Level:
+    """The levels of the run's grid on `path`.
+
+    Raises: ValueError where the run's prediction cannot be solved at one of them.
+    """
+    levels = config.grid(path, config.sampling.steps)
+    check_solvable(config.objective.prediction, jax.tree.map(lambda a: a[:-1], levels))
+    return levels
+
+
+def scales_of(config: Config, classifier: float = 0.0) -> Scales:
+    """The config's scales as arrays."""
+    return Scales(*map(jnp.float32, (config.sampling.cfg_scale, config.sampling.pag_scale, classifier)))
+
+
+def is_guided(config: Config) -> bool:
+    """Whether sampling needs the network's answer without the condition as well."""
+    wanted = config.sampling.cfg_scale != 1 or isinstance(config.sampling.guidance, CFGPlusPlus)
+    return wanted and config.network.num_classes > 0
+
+
+def check_sampling(config: Config, guides: Guides = Guides()) -> None:
+    """Refuses what makes no sense together. Raises: ValueError."""
+    if isinstance(config.network, Classifier):
+        raise ValueError("this run trained a classifier, which makes no images: name it with --classifier")
+    if guides.classifier is not None and not isinstance(guides.classifier.network, Classifier):
+        raise ValueError("the run of --classifier trained no classifier: train one with the preset *_classifier")
+    for other in (guides.weaker, guides.classifier):
+        if other is not None and image_shape(other) != image_shape(config):
+            raise ValueError(f"a guide for images {image_shape(other)} cannot guide images {image_shape(config)}")
+    plain = config.solver == DDIM() and config.sampling.threshold == "none"
+    if isinstance(config.sampling.guidance, CFGPlusPlus) and not plain:
+        raise ValueError("guidance cfgpp is not allowed here: it needs --solver ddim and --threshold none")
+
+
+def denoise_of(config: Config, guides: Guides, weights: Weights, cond: Cond, scales: Scales) -> Denoise:
+    """The run's network as a denoiser, guided and thresholded as the config says, to be asked at any level."""
+    prediction, sampling = config.objective.prediction, config.sampling
+    apply, own = apply_run(config), cond if config.network.num_classes else {}
+    main = denoiser(apply, weights.main, prediction, own)
+    rule = sampling.guidance(scales.cfg)
+    denoise = main
+    if guides.weaker is not None:
+        other = guides.weaker
+        weaker = denoiser(
+            apply_run(other), weights.weaker, other.objective.prediction, cond if other.network.num_classes else {}
+        )
+        weaker = on_path(other.objective.path_of(weights.weaker))(weaker)
+        denoise = guidance.guided(guidance.pair_of(main, weaker), rule)
+    elif is_guided(config):
+        denoise = guidance.guided(guidance.pair(apply, weights.main, prediction, own), rule)
+    if denoise is not main and sampling.interval != Interval():
+        denoise = sampling.interval.switch(denoise, main)
+    if sampling.pag_scale and not isinstance(config.network, Classifier):
+        perturbed = denoiser(apply_run(config, identity_attention(config.network)), weights.main, prediction, own)
+        denoise = away_from(perturbed, main, denoise, scales.pag)
+    if guides.classifier is not None:
+        other = guides.classifier
+        path = other.objective.path_of(weights.classifier)
+        probs = log_probs(apply_run(other), weights.classifier, other.objective.prediction, path)
+        denoise = classifier_guided(probs, cond["label"], scales.classifier)(denoise)
+    return on_path(config.objective.path_of(weights.main))(THRESHOLDS[sampling.threshold](denoise))
+
+
+def away_from(perturbed: Denoise, main: Denoise, denoise: Denoise, scale: Float[Array, ""]) -> Denoise:
+    """denoise + scale (main - perturbed). Source: arXiv:2403.17377, Eq. 16."""
+    if denoise is main:
+        return guidance.guided(guidance.pair_of(main, perturbed), guidance.pag(scale))
+
+    def pushed(x: Float[Array, "b h w c"], cur: Level, nxt: Level) -> Estimate:
+        guided, plain, less = (ask(x, cur, nxt) for ask in (denoise, main, perturbed))
+        return Estimate(guided.x0 + scale * (plain.x0 - less.x0), guided.eps + scale * (plain.eps - less.eps), guided.v)
+
+    return pushed
+
+
+def to_uint8(x: Float[Array, "*n b h w c"]) -> UInt8[Array, "*n b h w c"]:
+    """[-1, 1] -> 0 ... 255, rounded, clipped."""
+    return jnp.round(jnp.clip(127.5 * (x + 1), 0, 255)).astype(jnp.uint8)
+
+
+def sampler(config: Config, guides: Guides = Guides(), steps_too: bool = False) -> Sampler:
+    """The jitted sampler: one compilation serves every seed, label, grid of one length, and scale of guidance.
+
+    Solver, thresholding, the rule of guidance and whether there is any are the config's. `steps_too` returns the state
+    after every step, [num_steps, b, h, w, c].
+    """
+    check_sampling(config, guides)
+
+    @jax.jit
+    def run(
+        weights: Weights,
+        seed: Int[Array, ""],
+        indices: Int[Array, "b"],
+        levels: Level,
+        cond: Cond,
+        scales: Scales,
+    ) -> UInt8[Array, "*n b h w c"]:
+        keys = image_keys(seed, indices)
+        denoise = denoise_of(config, guides, weights, cond, scales)
+        x = initial(keys, image_shape(config), jax.tree.map(lambda a: a[0], levels))
+        scan = trajectory if steps_too else sample
+        return to_uint8(scan(keys, x, levels, denoise, config.solver))
+
+    return run
+
+
+def labels_for(
+    config: Config, indices: Int[np.ndarray, "b"], label: int | None = None, guides: Guides = Guides()
+) -> Cond:
+    """The condition of sampled images: `label` for all, or the classes in turn; {} without classes."""
+    networks = [c.network for c in (config, guides.classifier) if c is not None]
+    classes = max(network.num_classes for network in networks)
+    if classes == 0:
+        return {}
+    return {"label": jnp.asarray(indices % classes if label is None else np.full_like(indices, label), jnp.int32)}
+
+
+def noisiest(config: Config, path: Path) -> float:
+    """The largest sigma/alpha at which the run's network can be asked: infinity where alpha = 0 is no trouble."""
+    try:
+        check_solvable(config.objective.prediction, Level(jnp.zeros(1), jnp.ones(1)))
+    except ValueError:
+        level = path(jnp.float32(path.t_max))
+        return min(float(level.sigma / level.alpha), 1e3)
+    return math.inf
+
+
+def preview(config: Config, count: int = 64) -> Callable[[Params], UInt8[np.ndarray, "n h w c"]]:
+    """params -> the first `count` images of the run's seed, as `sample.py` makes them by default."""
+    run = sampler(config)
+    indices = np.arange(count)
+
+    def images(params: Params) -> UInt8[np.ndarray, "n h w c"]:
+        levels = levels_of(config, config.objective.path_of(params))
+        cond = labels_for(config, indices)
+        seed, index = jnp.int32(config.seed), jnp.asarray(indices)
+        return np.asarray(run(Weights(params), seed, index, levels, cond, scales_of(config)))
+
+    return images
