@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree, UInt8
 
 from jaxdiff.config import Config, from_json, to_json
-from jaxdiff.core.grids import Table
+from jaxdiff.core.grids import Table, pad
 from jaxdiff.core.types import Level, Params
 from jaxdiff.names import GRIDS, RULES, SOLVERS, value_of
 from jaxdiff.sampler import (
@@ -183,8 +183,10 @@ def read_checkpoint(workdir: Path, step: int | None, ema: str | None) -> Checkpo
     return Checkpoint(config, tuple(record["label_names"]), step, read_ema(workdir, step, config, ema))
 
 
-def open_trained(workdir: Path, settings: Settings) -> Trained:
+def open_trained(workdir: Path, settings: Settings, most_steps: int = 0) -> Trained:
     """The run in `workdir` under these settings.
+
+    Grids are padded to the length of `most_steps` steps, so that one compilation serves a sweep over numbers of steps.
 
     Raises: ValueError or FileNotFoundError, one line that names the flag.
     """
@@ -198,7 +200,11 @@ def open_trained(workdir: Path, settings: Settings) -> Trained:
     check_sampling(config, guides)
     names = own.label_names or (classifier.label_names if classifier else ())
     label = None if settings.label is None else find_label(settings.label, names)
-    levels = levels_of(config, config.objective.path_of(own.params))
+    path = config.objective.path_of(own.params)
+    levels = levels_of(config, path)
+    if most_steps > config.sampling.steps and settings.grid != "optimised":
+        longest = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, steps=most_steps))
+        levels = pad(levels, levels_of(longest, path).alpha.shape[0] - 1)
     weights = Weights(own.params, weaker.params if weaker else None, classifier.params if classifier else None)
     sha256 = fingerprint(weights)
     weights, levels = jax.device_put((weights, levels), replicated(data_mesh()))

@@ -22,18 +22,12 @@ def test_a_comparison_is_written_and_goes_on_as_if_it_had_never_stopped(tmp_path
     plan = dataclasses.replace(POINTS, workdir=tmp_path / "straight")
     gaussians.main(plan)
     straight = read(plan.workdir / "gaussians.json")
-    assert [(r["method"], r["seed"]) for r in straight["runs"]] == [
-        ("diffusion", 0), ("diffusion", 1), ("gan", 0), ("gan", 1)
-    ]  # fmt: skip
+    assert [(run["method"], run["seed"]) for run in straight["runs"]] == [("diffusion", 0), ("gan", 0)]
     other = dataclasses.replace(plan, workdir=tmp_path / "stopped")
     gaussians.main(dataclasses.replace(other, looks=1))
     gaussians.main(other)
     for before, after in zip(straight["runs"], read(other.workdir / "gaussians.json")["runs"], strict=True):
         assert len(before["curve"]) == 2 and before["curve"] == after["curve"] and before["final"] == after["final"]
-    for method in ("diffusion", "gan"):
-        made = [np.load(plan.workdir / f"gaussians_{method}_{seed}.npy") for seed in (0, 1)]
-        assert np.any(made[0] != made[1])
-
     figure.main(plan.workdir, tmp_path / "docs" / "figure")
     assert list(read(tmp_path / "docs" / "figure.json")) == ["gaussians"]
     assert (tmp_path / "docs" / "figure.png").stat().st_size > 1000
@@ -61,12 +55,11 @@ def test_both_methods_have_as_many_parameters_and_pay_as_many_operations(task):
 
     plan = task.PLAN
     players = task.players(plan)
-    flops = plan.every * race.step_flops(players[0], examples)
-    machines = [race.machine(player, examples, flops) for player in players]
-    spent = [m.every * m.step_flops for m in machines]
+    costs = [race.step_flops(player, examples) for player in players]
+    spent = [race.steps_for(plan.every * costs[0], cost) * cost for cost in costs]
     assert spent[1] == pytest.approx(spent[0], rel=0.05)
     sizes = [race.count(of(jax.eval_shape(p.init, 0))) for p in players for of in p.parts.values()]
-    assert sizes[1] == pytest.approx(sizes[0], rel=0.05) and sizes[2] == pytest.approx(sizes[0], rel=0.05)
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.05) and sizes[2] == pytest.approx(sizes[0], rel=0.1)
 
 
 def test_real_points_score_as_the_perfect_generator():
@@ -75,7 +68,7 @@ def test_real_points_score_as_the_perfect_generator():
     assert score["modes"] == 25 and score["kl"] == pytest.approx(24 / 40_000, rel=1.0)
     assert score["high_quality"] == pytest.approx(1 - np.exp(-4.5), abs=0.004)
     assert gaussians.score(x + 0.25)["high_quality"] < 0.01
-    assert gaussians.score(x[:1])["modes"] == 1
+    assert gaussians.score(gaussians.centres()[3:7] / gaussians.SCALE)["modes"] == 4
 
 
 def test_perfect_is_the_known_bias():

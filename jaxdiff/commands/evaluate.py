@@ -160,12 +160,15 @@ def evaluations(folder: Path) -> Path:
     return folder / "evaluations" if is_run(folder) else folder.parent / f"{folder.name}.evaluations"
 
 
-def evaluate(command: Command, settings: Settings) -> dict[str, object]:
-    """Measures one state of the settings; returns the record, which has been written."""
+def evaluate(command: Command, settings: Settings, most_steps: int = 0) -> dict[str, object]:
+    """Measures one state of the settings; returns the record, which has been written.
+
+    `most_steps`: of all states that are measured one after the other, which then share a compilation.
+    """
     started = time.monotonic()
     metrics = metrics_in(command.metrics)
     nets = networks_of(command, metrics)
-    trained = open_trained(command.dir, settings) if is_run(command.dir) else None
+    trained = open_trained(command.dir, settings, most_steps) if is_run(command.dir) else None
     images = images_of_run(trained) if trained else images_of_data(data_of_folder(command.dir))
     num = min(command.num, images.count or command.num)
     references, reference = reference_of(command, metrics, nets)
@@ -253,6 +256,7 @@ def main(args: Sequence[str]) -> None:
             record = evaluate(command, command.settings)
             print(sweep.table([record], {}))
         else:
-            record = sweep.run(command.sweep, command.settings, lambda settings: evaluate(command, settings))
+            most = sweep.most_steps(command.sweep)
+            record = sweep.run(command.sweep, command.settings, lambda settings: evaluate(command, settings, most))
             record["files"] = sweep.write(evaluations(command.dir), record)
         print(json.dumps(record))

@@ -77,6 +77,11 @@ def run(text: str, settings: Settings, evaluate: Callable[[Settings], dict[str, 
     return {"sweep": axes, "records": [{"point": p, **evaluate(s)} for p, s in zip(points, every, strict=True)]}
 
 
+def most_steps(text: str) -> int:
+    """The largest number of steps of a sweep; 0 where it does not vary."""
+    return max((int(v) for v in axes_in(text).get("steps", ()) if v.isdigit()), default=0)
+
+
 def table(records: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[str]]) -> str:
     """A Markdown table: a row a record, a column an axis or a metric."""
     names = list(records[0]["metrics"])

@@ -54,9 +54,11 @@ def _remembered(history: History, eps: Image, cur: Level) -> History:
     return push(history, eps, -jnp.minimum(cur.sigma / cur.alpha, LARGE))
 
 
-def _transfer(estimate: Estimate, mean: Image, cur: Level, nxt: Level) -> Image:
-    """DDIM's step with `mean` for its eps; the estimate's own from alpha = 0, where r is infinite."""
-    reach = jnp.where(cur.alpha > 0, nxt.sigma - nxt.alpha * cur.sigma / cur.alpha, 0.0)
+def _transfer(estimate: Estimate, mean: Image, cur: Level, nxt: Level, last: bool) -> Image:
+    """DDIM's step with `mean` for its eps; the estimate's own from alpha = 0, where r is infinite, and, if `last`, in
+    the step to sigma = 0, where extrapolation would leave noise."""
+    ends = (nxt.sigma > 0) | (not last)
+    reach = jnp.where((cur.alpha > 0) & ends, nxt.sigma - nxt.alpha * cur.sigma / cur.alpha, 0.0)
     return gaussian.diffuse(nxt, estimate.x0, estimate.eps) + reach * (mean - estimate.eps)
 
 
@@ -67,13 +69,15 @@ def _bashforth(history: History, order: Int[Array, ""]) -> Image:
 
 @dataclasses.dataclass(frozen=True)
 class PLMS:
-    """One denoising per step, orders 1, 2, 3 in the first three; the last step, too, is of full order.
+    """One denoising per step, of orders 1, 2, 3 in the first three.
 
     Steps from alpha = 0 and on rising levels are DDIM's.
     """
 
     order: int = 4
     """The number of eps that a step sees, 1 (DDIM) to 4."""
+    lower_order_final: bool = True
+    """Take the step to sigma = 0 by DDIM; False keeps its order, as published code does, and leaves noise."""
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3, 4):
@@ -88,7 +92,9 @@ class PLMS:
         estimate = denoise(x, cur, nxt)
         history = _remembered(state, estimate.eps, cur)
         mean = _bashforth(history, jnp.where(decay(cur, nxt) < 1, history.count, 1))
-        return unless_repeated(cur, nxt, (_transfer(estimate, mean, cur, nxt), history), (x, state))
+        return unless_repeated(
+            cur, nxt, (_transfer(estimate, mean, cur, nxt, self.lower_order_final), history), (x, state)
+        )
 
     def nfe(self, levels: Level) -> int:
         return int(num_steps(levels))
@@ -104,6 +110,8 @@ class PNDM:
     runge_kutta: bool = True
     """Whether three steps of the Runge-Kutta rule (four denoisings each) start the run; otherwise one of the improved
     Euler rule (two denoisings) and PLMS of orders 2 and 3."""
+    lower_order_final: bool = True
+    """Take the step to sigma = 0 by DDIM; False keeps its order, as published code does, and leaves noise."""
 
     def init(self, x: Image, levels: Level) -> State:
         return begin(x, levels, 4)
@@ -120,7 +128,9 @@ class PNDM:
             lambda: self._kutta(x, estimate.eps, cur, nxt, denoise),
             lambda: _bashforth(history, jnp.where(falls, history.count, 1)),
         )
-        return unless_repeated(cur, nxt, (_transfer(estimate, mean, cur, nxt), history), (x, state))
+        return unless_repeated(
+            cur, nxt, (_transfer(estimate, mean, cur, nxt, self.lower_order_final), history), (x, state)
+        )
 
     def _kutta(self, x: Image, eps: Image, cur: Level, nxt: Level, denoise: Denoise) -> Image:
         """The rule's mean of eps over the step."""
