@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,8 +34,17 @@ def test_a_comparison_is_written_and_goes_on_as_if_it_had_never_stopped(tmp_path
     assert (tmp_path / "docs" / "figure.png").stat().st_size > 1000
 
 
-def test_stacked_digits_from_a_file(tmp_path):
+class OneConvolution(nn.Module):
+    """In place of the U-Net, which takes long to compile (the test of the parameters traces the real one)."""
+
+    @nn.compact
+    def __call__(self, x, noise, cond, train=False):
+        return nn.Conv(3, (3, 3))(x + noise[:, None, None, None])
+
+
+def test_stacked_digits_from_a_file(tmp_path, monkeypatch):
     """Digits of one grey each: the classifier is trained, both methods run, and all that is written is JSON."""
+    monkeypatch.setattr(stacked_mnist, "UNet", lambda **_: OneConvolution())
     labels = np.arange(200, dtype=np.uint8) % 10
     images = np.broadcast_to(25 * labels[:, None, None], (200, 28, 28)).astype(np.uint8)
     names = ("train_images", "train_labels", "test_images", "test_labels")
