@@ -75,7 +75,7 @@ def test_a_record_says_all_that_could_move_the_figure(capsys, trained, reference
     samples = record["samples"]
     assert samples["nfe"] == 3 and samples["seed"] == 0 and samples["checkpoint_step"] == 12
     assert samples["sampling"]["cfg_scale"] == 2 and samples["solver"]["type"] == "DDIM" and samples["grid"]
-    assert samples["ema"]["decay"] and len(samples["sha256"]) == len(samples["params_sha256"]) == 64
+    assert samples["ema"]["decay"] and len(samples["sha256"]) == len(samples["weights_sha256"]) == 64
     net = record["networks"]["efficientnet-lite0"]
     assert net == {"name": "test-efficientnet-lite0", "weights_sha256": "ab" * 32, "resize": "none", "size": 8}
     assert record["reference"]["n"] == 40 and record["reference"]["data"]["source"] == str(reference)

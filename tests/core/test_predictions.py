@@ -85,7 +85,7 @@ def test_round_trip_or_refusal(path, prediction):
     bound = 6 * 2.0**-24
     with np.errstate(all="ignore"):
         limits = bound * (b * size_x + sigma * size_out) / d, bound * (alpha * size_out + a * size_x) / d
-    for got, wanted, limit in zip(found, (x0, eps), limits, strict=True):
+    for got, wanted, limit in zip(found[:2], (x0, eps), limits, strict=True):
         assert np.all((np.abs(got - wanted) <= limit + 1e-30)[solvable])
 
 
