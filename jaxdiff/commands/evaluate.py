@@ -121,7 +121,10 @@ def reference_of(
         parts = {name: of_statistics(stored, m, nets[m.network or command.features]) for name, m in compared.items()}
         return parts, {"statistics": command.reference, "sha256": sha256, **said}
     data = reference_data(command.dir, command.reference, command.split)
-    images = images_of_data(data)
+    try:
+        images = images_of_data(data)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(str(error).replace("--data.source", "--reference")) from error
     assert images.count is not None
     outputs = observed(command, images, nets, compared, images.count, "reference")
     sha256 = hashlib.sha256(outputs["sha256"].tobytes()).hexdigest()

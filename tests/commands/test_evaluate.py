@@ -202,7 +202,7 @@ def test_bits_per_dimension_of_held_out_images(capsys, trained, name):
         (["--sweep", "steps=4:many"], ["'many'", "--sweep"]),
         (["--weights", "inception"], ["NETWORK=PATH", "--weights"]),
         (["--solver", "heun(chern=1)"], ["'chern'", "churn", "--solver"]),
-        (["--reference", "no/such/place"], ["no/such/place"]),
+        (["--reference", "no/such/place"], ["no/such/place", "--reference"]),
         (["--grid", "optimised", "--steps", "5"], ["jaxdiff grid", "5"]),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else v,

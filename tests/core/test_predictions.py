@@ -105,7 +105,7 @@ def test_v_is_well_conditioned_everywhere(path):
 def test_estimate_keeps_x(path, prediction):
     level = path(times(path))
     x, out = pictures(level.alpha.size, seed=2)
-    x0, eps = estimate(prediction, level, x, out)
+    x0, eps, _ = estimate(prediction, level, x, out)
     size = np.abs(f64(level.alpha) * x0) + np.abs(f64(level.sigma) * eps) + 1
     inside = slice(2, 9)
     assert np.all((np.abs(diffuse(level, x0, eps) - x) < 1e-5 * size)[inside])

@@ -42,7 +42,7 @@ def test_one_x0_error_costs_the_same_in_every_prediction(weight, of):
     x, x0, guess = (jax.random.normal(jax.random.key(seed), (4, 2, 2, 1)) for seed in range(3))
     losses = []
     for to in PREDICTIONS:
-        right, wrong = (np.asarray(target(to, level, *from_x0(level, x, v)), float) for v in (x0, guess))
+        right, wrong = (np.asarray(target(to, level, *from_x0(level, x, v)[:2]), float) for v in (x0, guess))
         squared = np.mean((right - wrong) ** 2, axis=(1, 2, 3))
         losses.append(np.asarray(convert(weight, of=of, to=to)(level), float) * squared)
     own = losses[PREDICTIONS.index(of)]
