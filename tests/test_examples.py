@@ -50,7 +50,7 @@ def test_stacked_digits_from_a_file(tmp_path, monkeypatch):
     names = ("train_images", "train_labels", "test_images", "test_labels")
     np.savez(tmp_path / "digits.npz", **dict(zip(names, (images, labels, images, labels), strict=True)))
     plan = dataclasses.replace(IMAGES, workdir=tmp_path / "runs")
-    stacked_mnist.main(plan, tmp_path / "digits.npz", classifier_steps=100)
+    stacked_mnist.main(plan, tmp_path / "digits.npz", classifier_steps=250)
     record = read(plan.workdir / "stacked_mnist.json")
     assert record["classifier_accuracy"] > 0.5
     assert record["real"]["modes"] > 1
