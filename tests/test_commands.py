@@ -104,6 +104,26 @@ def test_label_by_name_guidance_and_averages(trained, tmp_path):
     assert images("--solver", "heun", "--step", 8).shape == (8, 8, 8, 3)
 
 
+def test_guides_and_values_by_name(trained, tmp_path, capsys):
+    def images(*options):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        base = [str(trained), "--out", str(out), "--num", "8", "--batch-size", "8", "--steps", "3", "--format", "npz"]
+        sample.main([*base, *map(str, options)])
+        return np.load(out / "samples.npz")["images"], json.loads((out / "info.json").read_text())
+
+    weaker = ("--guide", trained, "--guide-ema", "none", "--guide-step", "8")
+    plain, _ = images("--cfg-scale", 1)
+    same, _ = images(*weaker, "--cfg-scale", 1)
+    away, info = images(*weaker, "--cfg-scale", 3, "--guidance", "apg(radius=50)", "--interval", 0.1, 20)
+    assert np.abs(plain.astype(int) - same).max() <= 1 and np.any(away != plain)
+    assert info["guide"] == [str(trained), 8, "none"] and info["sampling"]["guidance"]["radius"] == 50
+    assert info["sampling"]["interval"]["high"] == 20
+    _, info = images("--solver", "unipc(order=3, corrector=False)", "--grid", "karras(sigma_max=50)")
+    assert info["solver"]["order"] == 3 and not info["solver"]["corrector"] and info["grid"]["sigma_max"] == 50
+    line = fails(capsys, sample.main, trained, "--out", tmp_path / "no", "--classifier", trained)
+    assert "--classifier" in line and "no classifier" in line
+
+
 def test_any_length_of_average_after_training(capsys, tmp_path):
     run = train.read_command([*TRAIN, "--workdir", str(tmp_path / "run")])
     train.train(dataclasses.replace(run.config, ema=(Decay(0.9), Power(0.05), Power(0.1))), run.workdir)
