@@ -3,8 +3,8 @@
     python scripts/solver_study.py runs/fashion --reference fashion_mnist --split test [--num 256] [--out docs]
 
 Writes solver_study.json, solver_study.md and solver_study.png. Everything is measured by `jaxdiff evaluate`, so
-what was made once is not made again. Solvers of order 1 are given times evenly spaced, the others log SNRs: each what
-brought it nearer to the exact solution at 10 calls. `--far` adds 1,000 calls for the solvers named.
+what was made once is not made again. Solvers of order 1 are given times evenly spaced, the others log SNRs
+(docs/results.md says how that was chosen). `--far` adds 1,000 calls for the solvers named.
 """
 
 import argparse
