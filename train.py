@@ -16,13 +16,16 @@ import tyro
 from jaxdiff import build, cli, sampler
 from jaxdiff.config import Config, to_json
 from jaxdiff.data import batches, open_source, open_validation, validation_batches
+from jaxdiff.networks.axes import parameter_axes
 from jaxdiff.objectives.vdm import VDM
 from jaxdiff.presets import PRESETS, preset
 from jaxdiff.training.checkpoint import open_checkpoints
+from jaxdiff.training.engine import DEVICES, jit_engine, pmap_engine
 from jaxdiff.training.interrupt import Interrupt
 from jaxdiff.training.monitor import Monitor
 from jaxdiff.training.optim import optimizer
-from jaxdiff.training.state import Purpose, data_mesh, key_for, replicated, shard_batch, use_every_core
+from jaxdiff.training.sharding import make_mesh, partition, rows_here, shard_batch
+from jaxdiff.training.state import Purpose, key_for, use_every_core
 from jaxdiff.training.step import averaged, init_state, make_step
 from jaxdiff.training.validate import continuous_bits, make_validate
 from jaxdiff.training.workdir import prepare_workdir
@@ -30,7 +33,7 @@ from jaxdiff.training.workdir import prepare_workdir
 MAY_CHANGE = {
     *("config.steps", "config.log_every", "config.save_every", "config.keep", "config.keep_every"),
     *("config.preview_every", "config.validate_every", "config.solver", "config.grid", "config.sampling"),
-    "config.data.workers",
+    *("config.data.workers", "config.mesh", "config.engine"),
 }
 """Fields that a resumed run may have otherwise than the run that it resumes."""
 
@@ -64,14 +67,19 @@ def flag_of(name: str) -> str:
     return "--" + name.removeprefix("config.").removeprefix("objective.").replace("_", "-")
 
 
+def is_due(step: int, every: int) -> bool:
+    """Whether something that is done every `every` steps, 0 for never, is due now."""
+    return every > 0 and step % every == 0
+
+
 def train(config: Config, workdir: Path) -> None:
     """Trains until `config.steps`, or until a signal; everything that is needed to go on is in `workdir`."""
     source = open_source(config.data)
     build.check_data(config, source.label_names)
     record = {"config": to_json(config), "label_names": list(source.label_names)}
     prepare_workdir(workdir, record, MAY_CHANGE, flag_of)
-    mesh, first = data_mesh(), jax.process_index() == 0
-    build.check_devices(config, mesh.size)
+    build.check_devices(config, jax.device_count())
+    mesh, first = make_mesh(config.mesh), jax.process_index() == 0
 
     # The state: new, or the last checkpoint's.
     rule = optimizer(config.optim, config.steps)
@@ -79,61 +87,76 @@ def train(config: Config, workdir: Path) -> None:
     def init():
         return init_state(build.init_run(config, key_for(config.seed, 0, Purpose.INIT)), rule, config.ema)
 
-    place = replicated(mesh)
-    abstract = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), jax.eval_shape(init))
+    abstract = jax.eval_shape(init)
+    places = partition(abstract, mesh, parameter_axes)
+    abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), abstract, places)
     checkpoints = open_checkpoints(workdir, config.keep, config.keep_every or None)
     restored = checkpoints.restore_latest(abstract)
     # A hundred small random draws that run once: on a CPU, optimising them would take longest.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    state = restored[1] if restored else jax.jit(init, out_shardings=place, compiler_options=options)()
-    data = batches(config.data, source, config.batch_size, config.seed, jax.process_index(), jax.process_count())
+    state = restored[1] if restored else jax.jit(init, out_shardings=places, compiler_options=options)()
+    rows = rows_here(mesh, config.batch_size)
+    data = batches(config.data, source, config.batch_size, config.seed, rows)
     if restored:
         data.set_state(restored[2])
     start = int(state.step)
 
     # What runs on the devices.
-    step_fn = make_step(build.loss_fn(config), rule, config.ema, config.seed, config.optim.accumulate)
-    step_fn = jax.jit(step_fn, donate_argnums=0)
+    one = functools.partial(make_step, build.loss_fn(config), rule, config.ema, config.seed, config.optim.accumulate)
+    if config.engine == "pmap":
+        engine = pmap_engine(mesh, one(DEVICES))
+    else:
+        engine = jit_engine(mesh, one(), places, config.batch_size)
     validate = make_validate(build.losses_fn(config))
     bounded = isinstance(config.objective, VDM)  # its loss is a bound on the bits per dimension
     held_out = open_validation(config.data) if config.validate_every or bounded else None
-    preview = sampler.preview(config) if config.preview_every else None
+    preview = sampler.preview(config, mesh) if config.preview_every else None
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
+    shape = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
     if first:
         print(
             f"{len(source)} images of {source.name}; {parameters / 1e6:.2f} M parameters; "
-            f"{mesh.size} device(s); steps {start} to {config.steps} in {workdir}"
+            f"{mesh.size} device(s){f' ({shape})' if shape else ''}; "
+            f"steps {start} to {config.steps} in {workdir}"
         )
 
     monitor = Monitor(workdir, start, config.steps, config.batch_size, config.log_every, quiet=not first)
     summary = ""
+
+    def pages():
+        for page in validation_batches(config.data, held_out, config.batch_size, rows):
+            yield shard_batch(mesh, page, config.batch_size)
+
     with Interrupt() as interrupt:
         try:
+            state = engine.spread(state)
             for step in range(start + 1, config.steps + 1):
-                state, metrics = step_fn(state, shard_batch(mesh, next(data)))
+                state, metrics = engine.step(state, next(data))
                 monitor.push(step, metrics)
-                last = step == config.steps or interrupt.signal is not None
+                final = step == config.steps
+                validates = held_out is not None and (final or is_due(step, config.validate_every))
+                previews = preview is not None and (final or is_due(step, config.preview_every))
+                saves = final or interrupt.signal is not None or is_due(step, config.save_every)
+                if not (validates or previews or saves):
+                    continue
+                monitor.check()  # a state that is not finite is never shown or saved
+                now = engine.whole(state)
 
-                due = config.validate_every and step % config.validate_every == 0
-                if held_out is not None and (due or step == config.steps):
-                    monitor.check()
-                    times, logsnrs = build.validation_times(config, state.params)
+                if validates:
+                    times, logsnrs = build.validation_times(config, now.params)
                     key = key_for(config.seed, 0, Purpose.VALIDATE)
-                    pages = functools.partial(validation_batches, config.data, held_out, config.batch_size)
-                    monitor.validation(step, logsnrs, validate(averaged(state), key, times, pages()))
-                    if bounded and step == config.steps:
-                        bits = continuous_bits(validate, averaged(state), key, pages)
+                    monitor.validation(step, logsnrs, validate(averaged(now), key, times, pages()))
+                    if bounded and final:
+                        bits = continuous_bits(validate, averaged(now), key, pages)
                         monitor.bits_per_dim(step, bits, len(held_out))
                         summary = f"bits/dim {bits:.3f} (continuous bound) on {len(held_out)} validation images"
 
-                if preview and (step % config.preview_every == 0 or step == config.steps):
-                    monitor.check()
-                    monitor.preview(step, preview(averaged(state)))
+                if previews:
+                    monitor.preview(step, preview(averaged(now)))
 
-                if last or step % config.save_every == 0:
-                    monitor.check()  # a state that is not finite is never saved
-                    checkpoints.save(step, state, data.get_state(), record)
-                    checkpoints.snapshot(step, config.ema, state.ema)
+                if saves:
+                    checkpoints.save(step, now, data.get_state(), record)
+                    checkpoints.snapshot(step, config.ema, now.ema)
                 if interrupt.signal is not None:
                     break
         finally:

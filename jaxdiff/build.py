@@ -1,6 +1,6 @@
 """From a config to functions: the network's `ApplyFn`, the loss, what is validated."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jaxdiff.core.types import ApplyFn, Params
 from jaxdiff.networks.apply import Perturbed, apply_fn, init_params
 from jaxdiff.objectives.base import Batch
 from jaxdiff.objectives.vdm import VDM
-from jaxdiff.training.step import conditions, to_unit
+from jaxdiff.training.step import Loss, conditions, to_unit
 from jaxdiff.training.validate import Losses
 
 
@@ -32,14 +32,12 @@ def init_run(config: Config, key: Key[Array, ""]) -> Params:
     return params
 
 
-def loss_fn(
-    config: Config,
-) -> Callable[[Params, Key[Array, ""], Mapping[str, Array], Int[Array, "b"]], tuple]:
-    """(params, key, raw batch, rows) -> (loss, metrics): what `training.step.make_step` minimises."""
+def loss_fn(config: Config) -> Loss:
+    """(params, key, raw batch, rows, total) -> (loss, metrics): what `training.step.make_step` minimises."""
     apply = apply_run(config)
 
-    def loss(params: Params, key: Key[Array, ""], raw: Mapping[str, Array], row: Int[Array, "b"]) -> tuple:
-        return config.objective(apply, params, key, Batch(to_unit(raw["image"]), conditions(raw), row))
+    def loss(params: Params, key: Key[Array, ""], raw: Mapping[str, Array], row: Int[Array, "b"], total: int) -> tuple:
+        return config.objective(apply, params, key, Batch(to_unit(raw["image"]), conditions(raw), row, total))
 
     return loss
 
@@ -94,10 +92,13 @@ def check_data(config: Config, label_names: Sequence[str]) -> None:
 
 
 def check_devices(config: Config, count: int) -> None:
-    """Refuses a batch that cannot be cut into equal parts. Raises: ValueError."""
-    parts = count * config.optim.accumulate
+    """Refuses a batch that cannot be cut into equal parts on this many devices. Raises: ValueError."""
+    data, fsdp, _, _ = config.mesh.sizes(count)
+    parts = data * fsdp * config.optim.accumulate
     if config.batch_size % parts:
         raise ValueError(
             f"batch_size = {config.batch_size} is not a multiple of {parts} "
-            f"({count} device(s) x --optim.accumulate {config.optim.accumulate}) (--batch-size)"
+            f"({data * fsdp} device(s) x --optim.accumulate {config.optim.accumulate}) (--batch-size)"
         )
+    if config.engine == "pmap" and data != count:
+        raise ValueError("engine = pmap is not allowed with a mesh of other axes than data (--engine, --mesh.fsdp ...)")

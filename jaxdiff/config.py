@@ -37,6 +37,7 @@ from jaxdiff.sampling.sa_solver import SASolver
 from jaxdiff.sampling.unipc import B1, B2, UniPC
 from jaxdiff.training import optim as optimisers
 from jaxdiff.training.ema import Average, Decay, Power
+from jaxdiff.training.sharding import MeshShape
 
 AnySolver = (
     DDIM
@@ -101,6 +102,10 @@ class Config:
     """The sampler's noise levels."""
     sampling: Sampling = Sampling()
     """Other defaults of sampling."""
+    mesh: MeshShape = MeshShape()
+    """How the devices share out the batch and the state; changes nothing else."""
+    engine: Literal["jit", "pmap"] = "jit"
+    """What spreads a step over devices: the compiler, over any mesh, or pmap, over `data` alone."""
     steps: int = 1000
     """Training steps."""
     batch_size: int = 64
@@ -150,7 +155,7 @@ VOCABULARY: Mapping[str, type] = {
         *(UNet, DiT, Classifier, LearnedSchedule, Denoising, Hybrid, VDM, Classification),
         *(optimisers.Optim, optimisers.AdamW, optimisers.Lion, optimisers.SGD),
         *(optimisers.Constant, optimisers.CosineDecay, optimisers.InverseSqrt),
-        *(Decay, Power, Data, Sampling, Config),
+        *(Decay, Power, Data, Sampling, MeshShape, Config),
     )
 }
 """Every type that a config may hold, by the name that JSON carries."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
 from jaxdiff.build import apply_run, image_shape
@@ -20,6 +21,7 @@ from jaxdiff.sampling.classifier_guidance import classifier_guided, log_probs
 from jaxdiff.sampling.ddim import DDIM
 from jaxdiff.sampling.guidance_rules import CFGPlusPlus, Interval
 from jaxdiff.sampling.sample import denoiser, image_keys, initial, on_path, sample, trajectory
+from jaxdiff.training.sharding import shard_batch, share, to_host
 
 
 class Guides(NamedTuple):
@@ -188,15 +190,16 @@ def noisiest(config: Config, path: Path) -> float:
     return math.inf
 
 
-def preview(config: Config, count: int = 64) -> Callable[[Params], UInt8[np.ndarray, "n h w c"]]:
+def preview(config: Config, mesh: Mesh, count: int = 64) -> Callable[[Params], UInt8[np.ndarray, "n h w c"]]:
     """params -> the first `count` images of the run's seed, as `sample.py` makes them by default."""
     run = sampler(config)
-    indices = np.arange(count)
+    indices = np.arange(-(-count // share(mesh)) * share(mesh), dtype=np.int32)
 
     def images(params: Params) -> UInt8[np.ndarray, "n h w c"]:
         levels = levels_of(config, config.objective.path_of(params))
-        cond = labels_for(config, indices)
-        seed, index = jnp.int32(config.seed), jnp.asarray(indices)
-        return np.asarray(run(Weights(params), seed, index, levels, cond, scales_of(config)))
+        inputs = shard_batch(mesh, {"index": indices, **labels_for(config, indices)})
+        index, seed = inputs.pop("index"), jnp.int32(config.seed)
+        with jax.set_mesh(mesh):
+            return to_host(run(Weights(params), seed, index, levels, inputs, scales_of(config)))[:count]
 
     return images

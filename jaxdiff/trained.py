@@ -11,12 +11,14 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree, UInt8
 
 from jaxdiff.config import Config, from_json, to_json
 from jaxdiff.core.grids import Table, pad
 from jaxdiff.core.types import Level, Params
 from jaxdiff.names import GRIDS, RULES, SOLVERS, value_of
+from jaxdiff.networks.axes import parameter_axes
 from jaxdiff.sampler import (
     Guides,
     Sampler,
@@ -32,7 +34,7 @@ from jaxdiff.sampler import (
 from jaxdiff.sampling.guidance_rules import Interval
 from jaxdiff.training.ema import Decay, Power
 from jaxdiff.training.restore import read_params, read_posthoc, read_step_config, steps
-from jaxdiff.training.state import data_mesh, replicated, shard_batch
+from jaxdiff.training.sharding import MeshShape, make_mesh, partition, replicated, shard_batch, share, to_host
 from jaxdiff.training.workdir import read_config
 
 
@@ -80,6 +82,8 @@ class Settings:
     power-function averages were tracked, or `none` for the parameters themselves (by default the first average)."""
     step: int | None = None
     """Step of the checkpoint (by default the last)."""
+    mesh: MeshShape = MeshShape()
+    """How the devices share out images and parameters; changes nothing else."""
 
     def __post_init__(self) -> None:
         for name, low in {"batch_size": 1, "seed": 0, "steps": 1}.items():
@@ -120,16 +124,22 @@ class Trained:
 
     @property
     def batch_size(self) -> int:
-        """Images made at once: the setting, as a multiple of the devices."""
-        devices = jax.device_count()
-        return -(-self.settings.batch_size // devices) * devices
+        """Images made at once: the setting, as a multiple of the devices that share them."""
+        parts = share(self.mesh)
+        return -(-self.settings.batch_size // parts) * parts
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices."""
+        return make_mesh(self.settings.mesh)
 
     def images(self, indices: Int[np.ndarray, "b"]) -> UInt8[np.ndarray, "b h w c"]:
         """The images of these numbers; `b` is a multiple of the devices."""
         cond = labels_for(self.config, indices, self.label, self.guides)
-        inputs = shard_batch(data_mesh(), {"index": indices, **cond})
+        inputs = shard_batch(self.mesh, {"index": indices, **cond})
         index, seed = inputs.pop("index"), jnp.int32(self.settings.seed)
-        return np.asarray(self.run(self.weights, seed, index, self.levels, inputs, self.scales))
+        with jax.set_mesh(self.mesh):
+            return to_host(self.run(self.weights, seed, index, self.levels, inputs, self.scales))
 
     @property
     def scales(self) -> Scales:
@@ -207,7 +217,9 @@ def open_trained(workdir: Path, settings: Settings, most_steps: int = 0) -> Trai
         levels = pad(levels, levels_of(longest, path).alpha.shape[0] - 1)
     weights = Weights(own.params, weaker.params if weaker else None, classifier.params if classifier else None)
     sha256 = fingerprint(weights)
-    weights, levels = jax.device_put((weights, levels), replicated(data_mesh()))
+    mesh = make_mesh(settings.mesh)
+    weights = jax.device_put(weights, partition(weights, mesh, parameter_axes))
+    levels = jax.device_put(levels, replicated(mesh))
     run = shared_sampler(config, guides)
     return Trained(config, settings, own.step, label, names, guides, weights, sha256, levels, run)
 

@@ -18,7 +18,7 @@ from jaxdiff.data.sources import find
 from jaxdiff.evaluation.store import Outputs
 from jaxdiff.networks.feature_net import FeatureNet
 from jaxdiff.trained import Trained
-from jaxdiff.training.state import data_mesh, replicated, shard_batch
+from jaxdiff.training.sharding import make_mesh, replicated, shard_batch, share, to_host
 
 Indices = Int[np.ndarray, "n"]
 
@@ -70,8 +70,8 @@ def data_of_folder(folder: Path) -> Data:
 
 def looker(nets: Mapping[str, FeatureNet], images: Images, batch_size: int, keep: bool) -> Callable[[Indices], Outputs]:
     """indices -> what each network says of these images, "images" themselves if they are kept, and their SHA-256."""
-    mesh = data_mesh()
-    size = -(-batch_size // mesh.size) * mesh.size
+    mesh = make_mesh()
+    size = -(-batch_size // share(mesh)) * share(mesh)
     forwards = {name: jax.jit(net.forward) for name, net in nets.items()}
     params = {name: jax.device_put(net.params, replicated(mesh)) for name, net in nets.items()}
 
@@ -84,7 +84,7 @@ def looker(nets: Mapping[str, FeatureNet], images: Images, batch_size: int, keep
             batch = shard_batch(mesh, {"image": filled})["image"]
             for name, forward in forwards.items():
                 for key, value in forward(params[name], batch).items():
-                    parts.setdefault(f"{label(nets[name])}/{key}", []).append(np.asarray(value)[: len(some)])
+                    parts.setdefault(f"{label(nets[name])}/{key}", []).append(to_host(value)[: len(some)])
         outputs = {key: np.concatenate(values) for key, values in parts.items()}
         hashes = [np.frombuffer(hashlib.sha256(p.tobytes()).digest(), np.uint8) for p in pictures]
         return outputs | {"sha256": np.stack(hashes)} | ({"images": pictures} if keep else {})

@@ -17,7 +17,7 @@ from jaxdiff.sampler import noisiest
 from jaxdiff.sampling import likelihood
 from jaxdiff.sampling.sample import denoiser, image_keys, on_path
 from jaxdiff.trained import Trained
-from jaxdiff.training.state import data_mesh, shard_batch
+from jaxdiff.training.sharding import shard_batch, to_host
 from jaxdiff.training.step import conditions, to_unit
 
 ODE_STEPS = 80
@@ -67,7 +67,7 @@ def measure(name: str, trained: Trained, num: int) -> dict[str, object]:
     source = open_validation(config.data)
     held_out = source is not None
     source = source or open_source(config.data)
-    apply, mesh = build.apply_run(config), data_mesh()
+    apply, mesh = build.apply_run(config), trained.mesh
     bits_of = BOUNDS[name](noisiest(config, config.objective.path_of(trained.params)))
 
     @jax.jit
@@ -86,8 +86,8 @@ def measure(name: str, trained: Trained, num: int) -> dict[str, object]:
             keys = image_keys(trained.settings.seed, first + jnp.arange(trained.batch_size))
             found, pieces = run(trained.params, keys, to_unit(batch["image"]), conditions(batch))
             real = np.flatnonzero(mask)[: count - first]
-            bits.append(np.asarray(found)[real])
-            parts.append(np.asarray(pieces)[real])
+            bits.append(to_host(found)[real])
+            parts.append(to_host(pieces)[real])
             first += len(real)
             bar.update(len(real))
             if first >= count:

@@ -3,12 +3,12 @@
 The pictures of a run form one endless sequence of elements g = 0, 1, 2, ...: epoch after epoch of the set,
 each in an order of its own. Batch k of B is the elements k*B to (k+1)*B - 1, so batches run across the ends
 of epochs and none is short. Element g, with its crop, mirroring and augmentation, depends on (seed, g) alone;
-process p of P reads rows p*B/P to (p+1)*B/P - 1 of every batch, and any step is reached without reading those
+a process reads only the rows of every batch that its devices hold, and any step is reached without reading those
 before it.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import NotRequired, TypedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NotRequired, TypedDict, cast
 
 import grain
 import numpy as np
@@ -19,6 +19,7 @@ from jaxdiff.data.augment import LABELS, augment
 from jaxdiff.data.config import Data
 from jaxdiff.data.images import window
 from jaxdiff.data.pictures import Picture, Pictures
+from jaxdiff.data.records import TEXT
 from jaxdiff.data.source import Source
 
 READ_AHEAD = 4
@@ -29,30 +30,34 @@ THREADS = 2
 
 
 class Batch(TypedDict):
-    """What a training step sees: image uint8 [b, h, w, c]; label int32 [b] where the set has labels;
-    augment float32 [b, 9] where EDM's augmentation is on; in validation, mask bool [b], False in padding."""
+    """What a training step sees: image uint8 [b, h, w, c], or float32 latents; label int32 [b] where the set has any;
+    augment float32 [b, 9] where EDM's augmentation is on; with `Data.text` the captions' features; in validation, mask
+    bool [b], False in padding."""
 
-    image: UInt8[np.ndarray, "b h w c"]
+    image: UInt8[np.ndarray, "b h w c"] | Float32[np.ndarray, "b h w c"]
     label: NotRequired[Int32[np.ndarray, " b"]]
     augment: NotRequired[Float32[np.ndarray, "b 9"]]
+    text_tokens: NotRequired[Float32[np.ndarray, "b n d"]]
+    text_mask: NotRequired[Float32[np.ndarray, "b n"]]
+    text_pooled: NotRequired[Float32[np.ndarray, "b d"]]
     mask: NotRequired[Bool[np.ndarray, " b"]]
 
 
 class Rows(grain.MapDataset):
     """The elements of `parent` that one process reads: its rows of each batch, batch after batch."""
 
-    def __init__(self, parent: grain.MapDataset, batch_size: int, index: int, count: int):
+    def __init__(self, parent: grain.MapDataset, batch_size: int, rows: Sequence[int]):
         super().__init__(parent)
-        self.batch_size, self.first, self.rows = batch_size, index * batch_size // count, batch_size // count
+        self.batch_size, self.rows = batch_size, rows
 
     def __len__(self) -> int:
-        return len(self._parent) // self.batch_size * self.rows
+        return len(self._parent) // self.batch_size * len(self.rows)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
             return self.slice(index)
-        batch, row = divmod(index, self.rows)
-        return self._parent[batch * self.batch_size + self.first + row]
+        batch, row = divmod(index, len(self.rows))
+        return self._parent[batch * self.batch_size + self.rows[row]]
 
 
 class Batches:
@@ -98,59 +103,60 @@ def batches(
     source: Source,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     start: int = 0,
 ) -> Batches:
-    """The batches of a run from step `start` on: rows of this process of each global batch of `batch_size`.
+    """The batches of a run from step `start` on: these `rows` of each batch of `batch_size`, by default all.
 
     Every epoch holds each picture once, in an order that (seed, epoch) fixes. Raises ValueError for an empty
-    source, a seed outside 0..2^32-1, and a batch that the processes cannot share evenly.
+    source, a seed outside 0..2^32-1, and rows outside the batch.
     """
     if not len(source):
         raise ValueError(f"{source.name} has no images left to train on (--data.source, --data.holdout)")
     if not 0 <= seed < 2**32:
         raise ValueError(f"--seed must be in 0..{2**32 - 1}, got {seed}")
-    check_rows(batch_size, process_index, process_count)
+    rows = check_rows(batch_size, rows)
     pictures = Pictures(data, source)
     dataset = grain.MapDataset.source(pictures).seed(seed).shuffle().repeat()
     dataset = dataset.random_map(Vary(data))
-    dataset = Rows(dataset, batch_size, process_index, process_count)
-    dataset = dataset.batch(batch_size // process_count, drop_remainder=True)  # there is no last batch
+    dataset = Rows(dataset, batch_size, rows)
+    dataset = dataset.batch(len(rows), drop_remainder=True)  # there is no last batch
     return Batches(dataset, pictures, data.workers, start)
 
 
 def validation_batches(
-    data: Data, source: Source, batch_size: int, process_index: int = 0, process_count: int = 1
+    data: Data, source: Source, batch_size: int, rows: Sequence[int] | None = None
 ) -> Iterator[Batch]:
-    """One pass over `source` in its own order, cropped at the centre, with nothing random.
+    """One pass over `source` in its own order, cropped at the centre, with nothing random: `rows` of each batch.
 
     ceil(n / batch_size) batches; in the rows that fill the last one `mask` is False, image and label are 0.
     """
-    check_rows(batch_size, process_index, process_count)
+    rows = check_rows(batch_size, rows)
     pictures = Pictures(data, source)
-    rows = batch_size // process_count
-    for first in range(process_index * rows, len(source) + process_index * rows, batch_size):
-        yield validation_batch(data, pictures, range(first, first + rows))
+    for first in range(0, len(source), batch_size):
+        yield validation_batch(data, pictures, [first + row for row in rows])
 
 
-def validation_batch(data: Data, pictures: Pictures, places: range) -> Batch:
+def validation_batch(data: Data, pictures: Pictures, places: Sequence[int]) -> Batch:
     """The pictures at `places` in their order, padded where the set has ended."""
-    n = len(places)
-    batch = Batch(
-        image=np.zeros((n, data.size, data.size, data.channels), np.uint8),
-        mask=np.array([i < len(pictures) for i in places]),
-    )
+    rows = [pictures[i] if i < len(pictures) else None for i in places]
+    some = next((row for row in rows if row is not None), None) or pictures[0]
+    texts = {key: leaf for key, leaf in cast(dict[str, np.ndarray], some).items() if key in TEXT}
+    n, shape = len(places), (data.size, data.size, data.channels)
+    batch = Batch(image=np.zeros((n, *shape), some["image"].dtype), mask=np.array([row is not None for row in rows]))
     if pictures.labelled:
         batch["label"] = np.zeros(n, np.int32)
     if data.augment:
         batch["augment"] = np.zeros((n, LABELS), np.float32)
-    for row, i in enumerate(places):
-        if i < len(pictures):
-            picture = pictures[i]
-            batch["image"][row] = window(picture["image"], data.size, 0.5)
-            if "label" in batch and "label" in picture:
-                batch["label"][row] = picture["label"]
+    blank = {key: np.zeros((n, *leaf.shape), np.float32) for key, leaf in texts.items()}
+    for i, row in enumerate(rows):
+        if row is not None:
+            batch["image"][i] = window(row["image"], data.size, 0.5)
+            if "label" in batch and "label" in row:
+                batch["label"][i] = row["label"]
+            for key, leaf in blank.items():
+                leaf[i] = cast(dict[str, np.ndarray], row)[key]
+    cast(dict, batch).update(blank)
     return batch
 
 
@@ -166,12 +172,12 @@ def read_ahead(dataset: grain.MapDataset, workers: int) -> grain.DatasetIterator
     return iter(dataset.to_iter_dataset(options).mp_prefetch(processes))
 
 
-def check_rows(batch_size: int, process_index: int, process_count: int) -> None:
-    """Raises ValueError unless `process_count` processes share a batch evenly."""
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(f"--batch-size must be a positive multiple of the {process_count} processes, got {batch_size}")
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index must be in 0..{process_count - 1}, got {process_index}")
+def check_rows(batch_size: int, rows: Sequence[int] | None) -> Sequence[int]:
+    """The rows, or all of them. Raises: ValueError for none, and for rows outside the batch."""
+    rows = range(batch_size) if rows is None else rows
+    if not rows or not 0 <= min(rows) <= max(rows) < batch_size:
+        raise ValueError(f"rows {list(rows)} of a batch must be some of 0..{batch_size - 1} (--batch-size)")
+    return rows
 
 
 class Vary(grain.transforms.RandomMap):
@@ -183,8 +189,9 @@ class Vary(grain.transforms.RandomMap):
     def random_map(self, element: Picture, rng: np.random.Generator) -> Picture:
         data, out = self.data, element.copy()
         image = window(element["image"], data.size, rng.random() if data.crop == "random" else 0.5)
+        flipped = out.pop("flipped", None)
         if data.flip and rng.random() < 0.5:
-            image = image[:, ::-1]
+            image = image[:, ::-1] if flipped is None else flipped
         if data.augment:
             image, out["augment"] = augment(rng, image, data.augment)
         out["image"] = image

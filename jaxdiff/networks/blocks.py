@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdiff.networks.axes import constrain
 from jaxdiff.networks.layers import GroupNorm, attention, conv, dense
 from jaxdiff.networks.resample import upsample
 
@@ -51,8 +52,9 @@ class ResBlock(nn.Module):
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = conv(self.features, 3, self.dtype, self.gain, "conv_0")(h)
+        h = constrain(h, "batch", None, None, "hidden")
         size = self.features * (2 if self.scale_shift else 1)
-        mod = dense(size, self.dtype, self.gain, "embedding")(emb)
+        mod = constrain(dense(size, self.dtype, self.gain, "embedding")(emb), "batch", None)
         norm = GroupNorm(self.norm_eps, name="norm_1")
         if self.scale_shift:
             s, t = jnp.split(mod.astype(jnp.float32), 2, axis=-1)
@@ -63,7 +65,7 @@ class ResBlock(nn.Module):
         h = conv(self.features, 3, self.dtype, 0.0, "conv_1")(h)
         if self.project or x.shape[-1] != self.features:
             x = conv(self.features, 1, self.dtype, self.gain, "skip")(x)
-        return scaled(x + h, self.skip_scale)
+        return constrain(scaled(x + h, self.skip_scale), "batch", None, None, None)
 
 
 class Attention(nn.Module):

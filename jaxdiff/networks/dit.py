@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdiff.core.types import Cond
-from jaxdiff.networks.layers import PERTURBED, attention, dense, label_index, sinusoid
+from jaxdiff.networks.axes import constrain
+from jaxdiff.networks.layers import PERTURBED, attention, dense, kernel_init, label_index, sinusoid
 from jaxdiff.networks.resample import depth_to_space, space_to_depth
 
 NOISE_FEATURES = 256
@@ -76,6 +77,7 @@ class DiT(nn.Module):
             h = h + jnp.asarray(sincos_positions(rows, cols, self.width), h.dtype)
         grid = (rows, cols) if self.positions == "rotary" else None
         fields = (self.heads, self.mlp_ratio, grid, self.qk_norm, self.dropout, train, self.dtype)
+        h = constrain(h, "batch", "tokens", None)
         h, _ = stacked(self.depth, self.remat)(*fields, name="blocks")(h, emb)
 
         mod = dense(2 * self.width, "float32", 0.0, "modulation_out")(emb)
@@ -127,26 +129,31 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], emb: Float[Array, "b d"]) -> tuple[Float[Array, "b n d"], None]:
         d = x.shape[-1]
-        mod = dense(6 * d, self.dtype, 0.0, "modulation")(emb)
+        mod = constrain(dense(6 * d, self.dtype, 0.0, "modulation")(emb), "batch", None)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(mod, 6, axis=-1)
 
         h = self._attend(modulated_norm(x, shift_1, scale_1))
         x = x + gate_1[:, None] * self._drop(h)
 
         h = dense(self.mlp_ratio * d, self.dtype, 1.0, "mlp_0")(modulated_norm(x, shift_2, scale_2))
+        h = constrain(h, "batch", "tokens", "hidden")
         h = dense(d, self.dtype, 1.0, "mlp_1")(nn.gelu(h, approximate=True))
         x = x + gate_2[:, None] * self._drop(h)
-        return x, None
+        return constrain(x, "batch", "tokens", None), None
 
     def _attend(self, x: Array) -> Array:
         b, n, d = x.shape
-        qkv = dense(3 * d, self.dtype, 1.0, "qkv")(x).reshape(b, n, 3, self.heads, d // self.heads)
+        shape = (3, self.heads, d // self.heads)
+        qkv = nn.DenseGeneral(shape, dtype=jnp.dtype(self.dtype), kernel_init=kernel_init(1.0), name="qkv")(x)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         if self.qk_norm:
             q = nn.RMSNorm(dtype=x.dtype, name="norm_q")(q)
             k = nn.RMSNorm(dtype=x.dtype, name="norm_k")(k)
         if self.grid is not None:
             q, k = rotate(q, *self.grid), rotate(k, *self.grid)
+        # Each part of the sequence asks with its own tokens, and sees the keys and values of all.
+        q = constrain(q, "batch", "tokens", "heads", None)
+        k, v = (constrain(a, "batch", None, "heads", None) for a in (k, v))
         h = attention(self, q, k, v).reshape(b, n, d)
         return dense(d, self.dtype, 1.0, "out")(h)
 

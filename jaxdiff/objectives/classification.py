@@ -14,7 +14,7 @@ from jaxdiff.core.paths import FixedPath
 from jaxdiff.core.predictions import AnyPrediction
 from jaxdiff.core.times import AnyTimeLaw
 from jaxdiff.core.types import ApplyFn, Params, Path
-from jaxdiff.objectives.base import Batch, Metrics, noise_like
+from jaxdiff.objectives.base import Batch, Metrics, network_key, noise_like, times_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Classification:
         key_noise, key_net = jax.random.split(key)
         level = self.path(t)
         x = diffuse(level, batch.x0, noise_like(key_noise, batch))
-        return apply(params, x, level, level, {}, key_net if train else None)
+        return apply(params, x, level, level, {}, network_key(key_net, batch) if train else None)
 
     def __call__(
         self, apply: ApplyFn, params: Params, key: Key[Array, ""], batch: Batch
     ) -> tuple[Float[Array, ""], Metrics]:
         key_time, key_rest = jax.random.split(key)
-        t = self.times(key_time, batch.x0.shape[0], self.path)
+        t = times_of(self.times, key_time, batch, self.path)
         logits = self._logits(apply, params, key_rest, batch, t, train=True)
         return jnp.mean(cross_entropy(logits, batch)), {"accuracy": jnp.mean(correct(logits, batch))}
 

@@ -16,7 +16,7 @@ from jaxdiff.core.predictions import AnyPrediction
 from jaxdiff.core.times import AnyTimeLaw
 from jaxdiff.core.types import ApplyFn, Params, Path
 from jaxdiff.core.weights import AnyWeight, One, convert
-from jaxdiff.objectives.base import Batch, Metrics, image_mean, noise_like
+from jaxdiff.objectives.base import Batch, Metrics, image_mean, network_key, noise_like, row_keys, times_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Denoising:
         key_noise, key_drop, key_net = jax.random.split(key, 3)
         level = self.path(t)
         eps = noise_like(key_noise, batch)
-        cond = drop(key_drop, batch.cond, self.drop) if train else batch.cond
+        cond = drop(row_keys(key_drop, batch.row), batch.cond, self.drop) if train else batch.cond
         x = diffuse(level, batch.x0, eps)
-        out = apply(params, x, level, level, cond, key_net if train else None)
+        out = apply(params, x, level, level, cond, network_key(key_net, batch) if train else None)
         weight = self.weight
         if self.weight_of is not None:
             weight = convert(weight, of=self.weight_of, to=self.prediction)
@@ -64,7 +64,7 @@ class Denoising:
         self, apply: ApplyFn, params: Params, key: Key[Array, ""], batch: Batch
     ) -> tuple[Float[Array, ""], Metrics]:
         key_time, key_rest = jax.random.split(key)
-        t = self.times(key_time, batch.x0.shape[0], self.path)
+        t = times_of(self.times, key_time, batch, self.path)
         return jnp.mean(self._errors(apply, params, key_rest, batch, t, train=True)), {}
 
     def losses(

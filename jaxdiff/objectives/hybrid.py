@@ -19,7 +19,7 @@ from jaxdiff.core.paths import DiscreteVP
 from jaxdiff.core.predictions import AnyPrediction
 from jaxdiff.core.times import UniformSteps
 from jaxdiff.core.types import ApplyFn, Params, Path
-from jaxdiff.objectives.base import Batch, Metrics, image_mean, noise_like
+from jaxdiff.objectives.base import Batch, Metrics, image_mean, network_key, noise_like, row_keys, times_of
 from jaxdiff.objectives.bound import discretized_nll, normal_kl, posterior_mean
 
 
@@ -66,9 +66,9 @@ class Hybrid:
         key_noise, key_drop, key_net = jax.random.split(key, 3)
         cur, nxt = self.path(t), self.path(t - 1)
         eps = noise_like(key_noise, batch)
-        cond = drop(key_drop, batch.cond, self.drop) if train else batch.cond
+        cond = drop(row_keys(key_drop, batch.row), batch.cond, self.drop) if train else batch.cond
         x = diffuse(cur, batch.x0, eps)
-        out, v = jnp.split(apply(params, x, cur, nxt, cond, key_net if train else None), 2, axis=-1)
+        out, v = jnp.split(apply(params, x, cur, nxt, cond, network_key(key_net, batch) if train else None), 2, axis=-1)
         simple = image_mean(jnp.square(out - target(self.prediction, cur, batch.x0, eps)))
 
         log_tilde, log_beta = (expand(a, x) for a in log_variances(self.path, t))
@@ -87,7 +87,7 @@ class Hybrid:
         self, apply: ApplyFn, params: Params, key: Key[Array, ""], batch: Batch
     ) -> tuple[Float[Array, ""], Metrics]:
         key_time, key_rest = jax.random.split(key)
-        t = self.times(key_time, batch.x0.shape[0], self.path)
+        t = times_of(self.times, key_time, batch, self.path)
         simple, bound = self._errors(apply, params, key_rest, batch, t, train=True)
         metrics = {"simple": jnp.mean(simple), "vlb_bits": self.path.num_steps * jnp.mean(bound)}
         return jnp.mean(self._total(simple, bound)), metrics

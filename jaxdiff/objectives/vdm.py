@@ -24,7 +24,7 @@ from jaxdiff.core.gaussian import diffuse, estimate, logsnr
 from jaxdiff.core.predictions import AnyPrediction
 from jaxdiff.core.times import AnyTimeLaw
 from jaxdiff.core.types import ApplyFn, Level, Params, Path
-from jaxdiff.objectives.base import Batch, Metrics, image_mean, noise_like
+from jaxdiff.objectives.base import Batch, Metrics, image_mean, network_key, noise_like, row_keys, times_of
 
 ENDS = ("gamma_min", "gamma_span")
 """The parameters of the schedule that the bound itself trains."""
@@ -116,10 +116,10 @@ class VDM:
     ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
         """(the two ends, the diffusion loss), bits per dimension."""
         key_noise, key_first, key_drop, key_net = jax.random.split(key, 4)
-        cond = drop(key_drop, batch.cond, self.drop) if train else batch.cond
+        cond = drop(row_keys(key_drop, batch.row), batch.cond, self.drop) if train else batch.cond
 
         def net(params: Params, x: Float[Array, "b h w c"], cur: Level, nxt: Level) -> Float[Array, "b h w c"]:
-            return apply(params, x, cur, nxt, cond, key_net if train else None)
+            return apply(params, x, cur, nxt, cond, network_key(key_net, batch) if train else None)
 
         schedule = params["schedule"]
         point = self._level(_select_grad(schedule, ends=True) if self.interior else schedule, t)
@@ -139,7 +139,7 @@ class VDM:
         self, apply: ApplyFn, params: Params, key: Key[Array, ""], batch: Batch
     ) -> tuple[Float[Array, ""], Metrics]:
         key_time, key_rest = jax.random.split(key)
-        t = self.times(key_time, batch.x0.shape[0], self.path_of(params))
+        t = times_of(self.times, key_time, batch, self.path_of(params))
         ends, diffusion = self._errors(apply, params, key_rest, batch, t, train=True)
         metrics = {"ends_bits": jnp.mean(ends), "diffusion_bits": jnp.mean(diffusion)}
         return jnp.mean(ends + diffusion), metrics

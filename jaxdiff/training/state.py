@@ -1,14 +1,11 @@
-"""The state of a run, its keys, and where its arrays live."""
+"""The state of a run, its keys, and the devices of a CPU."""
 
 import enum
 import os
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
-import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
 from jaxdiff.core.types import Params
@@ -46,19 +43,3 @@ def use_every_core(batch_size: int) -> None:
         return
     most = max(1, min(os.cpu_count() or 1, batch_size // 16))
     jax.config.update("jax_num_cpu_devices", next(n for n in range(most, 0, -1) if batch_size % n == 0))
-
-
-def data_mesh() -> Mesh:
-    """All devices of all processes in one axis, `data`."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """The same array on every device."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def shard_batch(mesh: Mesh, batch: Mapping[str, object]) -> dict[str, Array]:
-    """This process's rows of a batch, as its part of arrays that are sharded over all devices."""
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
-    return jax.tree.map(lambda v: jax.make_array_from_process_local_data(sharding, np.asarray(v)), dict(batch))

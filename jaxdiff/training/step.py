@@ -12,6 +12,8 @@ from jaxdiff.training import ema
 from jaxdiff.training.state import Purpose, TrainState, key_for
 
 Raw = Mapping[str, Array]
+Loss = Callable[[Params, Key[Array, ""], Raw, Int[Array, "b"], int], tuple[Float[Array, ""], Mapping[str, Array]]]
+"""``(params, key, raw batch, rows, total) -> (mean loss over the rows, metrics)``; rows number examples of `total`."""
 Metrics = dict[str, Float[Array, ""]]
 
 
@@ -45,38 +47,44 @@ def module_norms(grads: PyTree) -> Metrics:
 
 
 def make_step(
-    loss: Callable[[Params, Key[Array, ""], Raw, Int[Array, "b"]], tuple[Float[Array, ""], Mapping[str, Array]]],
+    loss: Loss,
     optimizer: optax.GradientTransformation,
     averages: tuple[ema.Average, ...],
     seed: int,
     accumulate: int = 1,
+    axis: str | None = None,
 ) -> Callable[[TrainState, Raw], tuple[TrainState, Metrics]]:
     """(state, raw batch of b images) -> (state, metrics), with `accumulate` equal parts of the batch in turn.
 
-    `loss(params, key, raw, row)` is the mean over its rows; `row` numbers them in the global batch.
+    `axis`: where the step runs as the program of one device (pmap), the axis over which devices share the batch.
     """
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
 
     def gradient(params: Params, key: Key[Array, ""], raw: Raw) -> PyTree:
-        rows = jnp.arange(raw["image"].shape[0], dtype=jnp.int32)
+        here = total = raw["image"].shape[0]
+        rows = jnp.arange(here, dtype=jnp.int32)
+        if axis is not None:
+            rows, total = rows + here * jax.lax.axis_index(axis), here * jax.lax.axis_size(axis)
         if accumulate == 1:
-            return value_and_grad(params, key, raw, rows)
+            return value_and_grad(params, key, raw, rows, total)
         # Part i holds rows i, i + accumulate ...: every device keeps an equal share of each part.
         parts = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, accumulate, *a.shape[1:]), 1, 0), (dict(raw), rows))
 
         def part(i: Int[Array, ""]) -> PyTree:
             raw, rows = jax.tree.map(lambda a: a[i], parts)
-            return value_and_grad(params, jax.random.fold_in(key, i), raw, rows)
+            return value_and_grad(params, key, raw, rows, total)
 
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(part, jnp.int32(0)))
-        total, _ = jax.lax.scan(
-            lambda total, i: (jax.tree.map(jnp.add, total, part(i)), None), zero, jnp.arange(accumulate)
+        whole, _ = jax.lax.scan(
+            lambda sums, i: (jax.tree.map(jnp.add, sums, part(i)), None), zero, jnp.arange(accumulate)
         )
-        return jax.tree.map(lambda a: a / accumulate, total)
+        return jax.tree.map(lambda a: a / accumulate, whole)
 
     def step(state: TrainState, raw: Raw) -> tuple[TrainState, Metrics]:
         key = key_for(seed, state.step, Purpose.TRAIN)
         (value, extra), grads = gradient(state.params, key, raw)
+        if axis is not None:
+            value, extra, grads = jax.lax.pmean((value, extra, grads), axis)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         count = state.step + 1

@@ -16,8 +16,8 @@ Losses = Callable[[Params, Key[Array, ""], Mapping[str, Array], Int[Array, "b"],
 def make_validate(losses: Losses) -> Callable[..., Float[np.ndarray, "levels"]]:
     """(params, key, times [levels], batches) -> the mean loss at each time over all examples.
 
-    Batches are those of `data.validation_batches`: uint8 images, conditions, and a `mask` of the real rows. Example
-    i sees the same noise at every level and in every call with the same key.
+    Batches are those of `data.validation_batches`, on the devices or not: uint8 images, conditions, and a `mask` of the
+    real rows. Example i sees the same noise at every level and in every call with the same key.
     """
 
     @jax.jit
@@ -27,7 +27,7 @@ def make_validate(losses: Losses) -> Callable[..., Float[np.ndarray, "levels"]]:
         times: Float[Array, "levels"],
         first: Int[Array, ""],
         raw: Mapping,
-    ) -> Float[Array, "levels"]:
+    ) -> tuple[Float[Array, "levels"], Int[Array, ""]]:
         mask = raw["mask"]
         rest = {k: v for k, v in raw.items() if k != "mask"}
         rows = first + jnp.arange(mask.shape[0], dtype=jnp.int32)
@@ -36,15 +36,15 @@ def make_validate(losses: Losses) -> Callable[..., Float[np.ndarray, "levels"]]:
             values = losses(params, key, rest, rows, jnp.full(mask.shape, t))
             return jnp.sum(jnp.where(mask, values, 0.0))
 
-        return jax.lax.map(at, times)
+        return jax.lax.map(at, times), jnp.sum(mask)
 
     def validate(
         params: Params, key: Key[Array, ""], times: Float[Array, "levels"], batches: Iterable[Mapping]
     ) -> Float[np.ndarray, "levels"]:
         total, count = np.zeros(times.shape[0]), 0
         for raw in batches:
-            total += np.asarray(batch_sums(params, key, times, jnp.int32(count), dict(raw)), np.float64)
-            count += int(np.sum(raw["mask"]))
+            sums, number = jax.device_get(batch_sums(params, key, times, jnp.int32(count), dict(raw)))
+            total, count = total + np.asarray(sums, np.float64), count + int(number)
         if not count:
             raise ValueError("there is no image to validate on (--data.holdout)")
         return total / count

@@ -87,15 +87,14 @@ def test_the_seed_and_nothing_else_fixes_the_sequence():
         np.testing.assert_array_equal(np.concatenate([b[key] for b in first]), np.concatenate([b[key] for b in longer]))
 
 
-@pytest.mark.parametrize("count", [2, 3, 6])
-def test_processes_share_each_batch_by_rows(count):
+@pytest.mark.parametrize("parts", [[[0, 1, 2], [3, 4, 5]], [[0, 3], [1, 2, 4, 5]], [[2], [0, 1, 2, 3]]])
+def test_processes_share_each_batch_by_rows(parts):
     source = noisy()
     whole = take(batches(RANDOM, source, 6, 0, start=2), 9)
-    parts = [take(batches(RANDOM, source, 6, 0, p, count, start=2), 9) for p in range(count)]
-    for step, batch in enumerate(whole):
-        for key in batch:
-            joined = np.concatenate([part[step][key] for part in parts])
-            np.testing.assert_array_equal(joined, batch[key])
+    for rows in parts:
+        for batch, some in zip(whole, take(batches(RANDOM, source, 6, 0, rows, start=2), 9), strict=True):
+            for key in batch:
+                np.testing.assert_array_equal(some[key], batch[key][rows])
 
 
 def test_a_run_resumes_at_any_step_inside_an_epoch():
@@ -228,7 +227,10 @@ def test_a_set_of_broken_images_alone_is_refused(refused):
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_validation_is_one_ordered_pass_with_a_mask(count):
-    parts = [list(validation_batches(PLAIN, numbered(), 8, p, count)) for p in range(count)]
+    parts = [
+        list(validation_batches(PLAIN, numbered(), 8, range(8 * p // count, 8 * (p + 1) // count)))
+        for p in range(count)
+    ]
     assert [len(part) for part in parts] == [3] * count
     joined = [{k: np.concatenate([part[i][k] for part in parts]) for k in parts[0][0]} for i in range(3)]
     images = np.concatenate([batch["image"] for batch in joined])
@@ -249,10 +251,8 @@ def test_what_cannot_be_batched_is_refused(refused):
     source = numbered()
     assert "--seed" in refused(ValueError, batches, PLAIN, source, 4, -1)
     assert "--seed" in refused(ValueError, batches, PLAIN, source, 4, 2**32)
-    message = refused(ValueError, batches, PLAIN, source, 7, 0, 0, 2)
-    assert "--batch-size" in message and "2 processes" in message and "7" in message
     assert "--batch-size" in refused(ValueError, batches, PLAIN, source, 0, 0)
-    assert "process_index" in refused(ValueError, batches, PLAIN, source, 4, 0, 2, 2)
+    assert "0..3" in refused(ValueError, batches, PLAIN, source, 4, 0, [3, 4])
     empty = ArraySource("empty", source.images[:0])
     assert "no images" in refused(ValueError, batches, PLAIN, empty, 4, 0)
 

@@ -22,7 +22,8 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxdiff.training import checkpoint, ema, restore
 from jaxdiff.training.checkpoint import open_checkpoints
 from jaxdiff.training.restore import DamagedError, read_params, read_posthoc
-from jaxdiff.training.state import TrainState, data_mesh
+from jaxdiff.training.sharding import make_mesh
+from jaxdiff.training.state import TrainState
 
 AVERAGES = (ema.Decay(0.9), ema.Power(0.05))
 
@@ -101,7 +102,7 @@ def test_saving_waits_for_nothing_and_shows_complete_checkpoints_only(opened, mo
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_donated_buffers_are_saved_as_they_were(opened, devices, monkeypatch):
-    mesh = data_mesh()
+    mesh = make_mesh()
     place = NamedSharding(mesh, PartitionSpec()) if devices == 8 else SingleDeviceSharding(jax.devices()[0])
     state = jax.device_put(make_state(width=4096), place)
     want = bits(state)
@@ -121,7 +122,7 @@ def test_donated_buffers_are_saved_as_they_were(opened, devices, monkeypatch):
 
 
 def test_devices_may_change(opened):
-    mesh = data_mesh()
+    mesh = make_mesh()
     state = make_state()
     many = NamedSharding(mesh, PartitionSpec("data"))
     split = state._replace(params=jax.device_put(state.params, many))

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh
 
 from jaxdiff.core import paths, predictions, times
 from jaxdiff.objectives.base import Batch
 from jaxdiff.objectives.denoising import Denoising
 from jaxdiff.training.ema import Decay
 from jaxdiff.training.optim import SGD, AdamW, Constant, CosineDecay, InverseSqrt, Lion, Optim, optimizer, rate_schedule
-from jaxdiff.training.state import Purpose, key_for, replicated, shard_batch
+from jaxdiff.training.sharding import MeshShape, make_mesh, replicated, shard_batch
+from jaxdiff.training.state import Purpose, key_for
 from jaxdiff.training.step import averaged, conditions, init_state, make_step, to_unit
 
 AVERAGES = (Decay(0.9, warmup=False),)
@@ -23,9 +23,9 @@ def apply(params, x, cur, nxt, cond, key=None):
     return jnp.einsum("bhwc,cd->bhwd", x, params["network"]["mix"]["w"]) + params["network"]["bias"]["b"]
 
 
-def loss(params, key, raw, row):
+def loss(params, key, raw, row, total):
     objective = Denoising(paths.Linear(), predictions.Flow(), times.Uniform())
-    return objective(apply, params, key, Batch(to_unit(raw["image"]), conditions(raw), row))
+    return objective(apply, params, key, Batch(to_unit(raw["image"]), conditions(raw), row, total))
 
 
 def fresh_params():
@@ -37,7 +37,7 @@ def images(n: int) -> dict[str, np.ndarray]:
 
 
 def run(devices: int, steps: int = 3, accumulate: int = 1):
-    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+    mesh = make_mesh(MeshShape(), jax.devices()[:devices])
     rule = optimizer(Optim(1e-2, AdamW(), warmup=2), 10)
     state = jax.device_put(init_state(fresh_params(), rule, AVERAGES), replicated(mesh))
     step = jax.jit(make_step(loss, rule, AVERAGES, seed=0, accumulate=accumulate), donate_argnums=0)
@@ -54,7 +54,7 @@ def test_the_number_of_devices_changes_nothing():
 
 
 def test_accumulated_gradient_is_that_of_the_whole_batch():
-    def plain(params, key, raw, row):
+    def plain(params, key, raw, row, total):
         error = jnp.mean(jnp.square(to_unit(raw["image"]) @ params["network"]["m"]["w"] - row[:, None, None, None]))
         return error, {"error": error}
 
