@@ -4,23 +4,27 @@ Image number i depends on the seed and on i alone: it is the same at any batch s
 """
 
 import dataclasses
+import io
 import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from etils import epath
 from tqdm import tqdm
 
 from jaxdiff import cli
 from jaxdiff.names import GRIDS, RULES, SOLVERS
 from jaxdiff.sampler import labels_for, sampler
 from jaxdiff.trained import Settings, Trained, open_trained
+from jaxdiff.training import hosts
 from jaxdiff.training.contact_sheet import contact_sheet, save_png
+from jaxdiff.training.sharding import to_host
 from jaxdiff.training.state import use_every_core
 
 MOST_IN_GRID = 256
@@ -31,9 +35,9 @@ MOST_IN_GRID = 256
 class Command:
     """Sample images from the checkpoint of a run."""
 
-    dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    dir: Annotated[epath.Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """The run's folder, train.py's --workdir."""
-    out: Path
+    out: epath.Path
     """Folder for grid.png, the images, and info.json."""
     num: int = 64
     """Images to make."""
@@ -48,10 +52,12 @@ class Command:
             raise ValueError(f"num = {self.num} is not allowed: 1 to {2**31 - 1} (--num)")
 
 
-def prepare_out(out: Path) -> Path:
+def prepare_out(out: epath.PathLike) -> epath.Path:
     """Makes the folder. Raises: ValueError where that cannot be."""
+    out = epath.Path(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        if hosts.is_first():
+            out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"out {out} cannot be written: {error.strerror} (--out)") from error
     return out
@@ -63,7 +69,9 @@ def trajectory_sheet(trained: Trained, count: int):
     follow = sampler(trained.config, trained.guides, steps_too=True)
     cond = labels_for(trained.config, few, trained.label, trained.guides)
     seed = jnp.int32(trained.settings.seed)
-    path = np.asarray(follow(trained.weights, seed, jnp.asarray(few), trained.levels, cond, trained.scales))
+    with jax.set_mesh(trained.mesh):
+        path = to_host(follow(trained.weights, seed, jnp.asarray(few), trained.levels, cond, trained.scales))
+    path = trained.finish(path)
     chosen = np.unique(np.linspace(0, len(path) - 1, 10).round().astype(int))
     return contact_sheet(path[chosen].swapaxes(0, 1).reshape(-1, *path.shape[2:]), columns=len(chosen))
 
@@ -77,20 +85,25 @@ def sample(command: Command) -> None:
     started, images = time.monotonic(), []
     # The last batch is filled up with further images, which are left out, so that one compilation serves all.
     size = trained.batch_size
-    for first in tqdm(range(0, command.num, size), unit="batch", disable=command.num <= size):
+    for first in tqdm(range(0, command.num, size), unit="batch", disable=command.num <= size or not hosts.is_first()):
         images.append(trained.images(np.arange(first, first + size, dtype=np.int32)))
     images = np.concatenate(images)[: command.num]
     seconds = time.monotonic() - started
+    sheet = trajectory_sheet(trained, min(8, command.num)) if command.trajectory else None
+    if not hosts.is_first():
+        return
 
     save_png(out / "grid.png", contact_sheet(images[:MOST_IN_GRID]))
     if command.format == "npz":
-        np.savez_compressed(out / "samples.npz", images=images)
+        whole = io.BytesIO()
+        np.savez_compressed(whole, images=images)
+        (out / "samples.npz").write_bytes(whole.getvalue())
     else:
         (out / "images").mkdir(exist_ok=True)
         for i, image in enumerate(images):
             save_png(out / "images" / f"{i:06d}.png", image)
-    if command.trajectory:
-        save_png(out / "trajectory.png", trajectory_sheet(trained, min(8, command.num)))
+    if sheet is not None:
+        save_png(out / "trajectory.png", sheet)
     info = {
         "workdir": str(command.dir),
         "num": command.num,
@@ -108,7 +121,7 @@ def main(args: Sequence[str]) -> None:
         named = {"Solvers": SOLVERS, "Grids": GRIDS, "Guidance": RULES}
         words = "\n".join(f"{kind}: {', '.join(table)}." for kind, table in named.items())
         command = cli.parse(Command, "sample.py", args, description=f"{__doc__}\n{words}")
-        use_every_core(command.settings.batch_size)
+        use_every_core(command.settings.batch_size // hosts.count())
         sample(command)
 
 

@@ -7,18 +7,19 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import jax
 import tyro
+from etils import epath
 
 from jaxdiff import build, cli, sampler
 from jaxdiff.config import Config, to_json
-from jaxdiff.data import batches, open_source, open_validation, validation_batches
+from jaxdiff.data import batches, header_of, open_source, open_validation, validation_batches
 from jaxdiff.networks.axes import parameter_axes
 from jaxdiff.objectives.vdm import VDM
 from jaxdiff.presets import PRESETS, preset
+from jaxdiff.training import hosts
 from jaxdiff.training.checkpoint import open_checkpoints
 from jaxdiff.training.engine import DEVICES, jit_engine, pmap_engine
 from jaxdiff.training.interrupt import Interrupt
@@ -33,6 +34,7 @@ from jaxdiff.training.workdir import prepare_workdir
 MAY_CHANGE = {
     *("config.steps", "config.log_every", "config.save_every", "config.keep", "config.keep_every"),
     *("config.preview_every", "config.validate_every", "config.solver", "config.grid", "config.sampling"),
+    "config.codec",
     *("config.data.workers", "config.mesh", "config.engine"),
 }
 """Fields that a resumed run may have otherwise than the run that it resumes."""
@@ -42,8 +44,8 @@ MAY_CHANGE = {
 class Run:
     """What the command line says."""
 
-    workdir: Path
-    """Folder of the run: checkpoints, logs, sample grids. A run that was interrupted in it is resumed."""
+    workdir: epath.Path
+    """Folder of the run, gs://... too: checkpoints, logs, sample grids. What was interrupted in it is resumed."""
     config: Annotated[Config, tyro.conf.arg(name="")]
     """What is trained."""
 
@@ -59,7 +61,7 @@ def read_command(args: Sequence[str]) -> Run:
     config = preset(args[0])
     summary = (PRESETS[args[0]].__doc__ or "").splitlines()[0]
     default = Run(workdir=tyro.MISSING, config=config)
-    return cli.parse(Run, f"train.py {args[0]}", args[1:], default, summary)
+    return cli.parse(Run, f"train.py {args[0]}", args[1:], default, summary, preemptible=True)
 
 
 def flag_of(name: str) -> str:
@@ -72,14 +74,16 @@ def is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def train(config: Config, workdir: Path) -> None:
+def train(config: Config, workdir: epath.Path) -> None:
     """Trains until `config.steps`, or until a signal; everything that is needed to go on is in `workdir`."""
-    source = open_source(config.data)
+    source, header = open_source(config.data), header_of(config.data)
+    config = dataclasses.replace(config, latents=header.latents if header else None)
     build.check_data(config, source.label_names)
     record = {"config": to_json(config), "label_names": list(source.label_names)}
     prepare_workdir(workdir, record, MAY_CHANGE, flag_of)
+    hosts.meet("workdir is prepared")
     build.check_devices(config, jax.device_count())
-    mesh, first = make_mesh(config.mesh), jax.process_index() == 0
+    mesh, first = make_mesh(config.mesh), hosts.is_first()
 
     # The state: new, or the last checkpoint's.
     rule = optimizer(config.optim, config.steps)
@@ -121,7 +125,7 @@ def train(config: Config, workdir: Path) -> None:
         )
 
     monitor = Monitor(workdir, start, config.steps, config.batch_size, config.log_every, quiet=not first)
-    summary = ""
+    summary, stopped = "", None
 
     def pages():
         for page in validation_batches(config.data, held_out, config.batch_size, rows):
@@ -136,7 +140,8 @@ def train(config: Config, workdir: Path) -> None:
                 final = step == config.steps
                 validates = held_out is not None and (final or is_due(step, config.validate_every))
                 previews = preview is not None and (final or is_due(step, config.preview_every))
-                saves = final or interrupt.signal is not None or is_due(step, config.save_every)
+                stopped = interrupt.reached(step)
+                saves = final or stopped is not None or is_due(step, config.save_every)
                 if not (validates or previews or saves):
                     continue
                 monitor.check()  # a state that is not finite is never shown or saved
@@ -157,7 +162,7 @@ def train(config: Config, workdir: Path) -> None:
                 if saves:
                     checkpoints.save(step, now, data.get_state(), record)
                     checkpoints.snapshot(step, config.ema, now.ema)
-                if interrupt.signal is not None:
+                if stopped is not None:
                     break
         finally:
             monitor.close()
@@ -165,17 +170,14 @@ def train(config: Config, workdir: Path) -> None:
             checkpoints.close()
     if summary and first:
         print(summary)
-    if interrupt.signal is not None:
-        cli.fail(
-            f"stopped by {interrupt.signal.name} at step {step}, saved: the same command goes on",
-            128 + interrupt.signal,
-        )
+    if stopped is not None:
+        cli.fail(f"stopped by {stopped.name} at step {step}, saved: the same command goes on", 128 + stopped)
 
 
 def main(args: Sequence[str]) -> None:
     with cli.user_errors():
         run = read_command(args)
-        use_every_core(run.config.batch_size)
+        use_every_core(run.config.batch_size // hosts.count())
         train(run.config, run.workdir)
 
 

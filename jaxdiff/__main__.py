@@ -3,9 +3,14 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from jaxdiff.commands import evaluate, grid
+from jaxdiff.commands import evaluate, grid, plan, precompute
 
-COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {"evaluate": evaluate.main, "grid": grid.main}
+COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
+    "evaluate": evaluate.main,
+    "grid": grid.main,
+    "plan": plan.main,
+    "precompute": precompute.main,
+}
 """Every command by its name."""
 
 

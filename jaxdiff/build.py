@@ -79,15 +79,28 @@ def validation_times(config: Config, params: Params, count: int = 10) -> tuple[F
 
 
 def check_data(config: Config, label_names: Sequence[str]) -> None:
-    """Refuses a network whose classes are not those of the data.
+    """Refuses a network whose classes are not those of the data, and what only pixels allow where it learns latents.
 
     Raises: ValueError.
     """
+    if config.latents is not None:
+        check_threshold(config)
+        if isinstance(config.objective, VDM):
+            raise ValueError("a bound on the bits of pixels cannot be trained on latents: choose another preset")
     classes = config.network.num_classes
     if classes not in (0, len(label_names)):
         raise ValueError(
             f"num_classes = {classes} does not fit {config.data.source}, which has {len(label_names)} classes: "
             f"allowed are 0 (no labels) and {len(label_names)} (--network.num-classes)"
+        )
+
+
+def check_threshold(config: Config) -> None:
+    """Refuses thresholds of latents. Raises: ValueError."""
+    if config.latents is not None and config.sampling.threshold != "none":
+        raise ValueError(
+            f"threshold = {config.sampling.threshold} is not allowed with latents, which leave [-1, 1]: "
+            "--sampling.threshold none (sample.py: --threshold none)"
         )
 
 

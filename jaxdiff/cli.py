@@ -1,19 +1,32 @@
 """What the commands share: flags read by tyro, and a user's mistake as one line on standard error."""
 
 import contextlib
+import dataclasses
 import io
 import logging
 import os
 import re
+import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
-from typing import NoReturn, TypeVar
+from typing import Annotated, Generic, NoReturn, TypeVar
 
 import tyro
 
+from jaxdiff.training import hosts
+from jaxdiff.training.hosts import Hosts
 from jaxdiff.training.monitor import Diverged
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line(Generic[T]):
+    """What a command line says: the command's own flags, and those of every command."""
+
+    command: Annotated[T, tyro.conf.arg(name="")]
+    hosts: Annotated[Hosts, tyro.conf.arg(name="")] = Hosts()
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
@@ -22,19 +35,35 @@ def fail(message: str, code: int = 2) -> NoReturn:
     raise SystemExit(code)
 
 
-def parse(cls: type[T], prog: str, args: Sequence[str], default: T | None = None, description: str = "") -> T:
-    """The flags as a value of `cls`; a mistake ends the program with one line, `--help` prints the help."""
+def parse(
+    cls: type[T],
+    prog: str,
+    args: Sequence[str],
+    default: T | None = None,
+    description: str = "",
+    preemptible: bool = False,
+) -> T:
+    """The flags as a value of `cls`, after this process has met the others where there are any (`hosts.connect`).
+
+    A mistake ends the program with one line, `--help` prints the help.
+    """
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
             config = (tyro.conf.AvoidSubcommands,)
+            whole = _Line[cls]
             if default is None:
-                return tyro.cli(cls, prog=prog, args=args, description=description, config=config)
-            return tyro.cli(cls, prog=prog, args=args, description=description, config=config, default=default)
+                line = tyro.cli(whole, prog=prog, args=args, description=description, config=config)
+            else:
+                line = tyro.cli(
+                    whole, prog=prog, args=args, description=description, config=config, default=_Line(default)
+                )
     except SystemExit as stop:
         if not stop.code:
             raise
         fail(f"{one_line(errors.getvalue())} (see {prog} --help)")
+    hosts.connect(line.hosts, preemptible)
+    return line.command
 
 
 def one_line(box: str) -> str:
@@ -51,11 +80,21 @@ def one_line(box: str) -> str:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turns the errors that a user can mend into one line; JAXDIFF_DEBUG=1 shows the traceback instead."""
+    """Turns the errors that a user can mend into one line; JAXDIFF_DEBUG=1 shows the traceback instead.
+
+    Whatever ends one process of many ends all of them.
+    """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         yield
-    except (ValueError, OSError, Diverged) as error:
-        if os.environ.get("JAXDIFF_DEBUG") == "1":
+    except (Exception, KeyboardInterrupt) as error:
+        one_line = isinstance(error, ValueError | OSError | Diverged) and os.environ.get("JAXDIFF_DEBUG") != "1"
+        if hosts.is_many():
+            if isinstance(error, KeyboardInterrupt):
+                hosts.end("stopped by SIGINT", 128 + signal.SIGINT)
+            if not (one_line or hosts.is_broken(str(error))):
+                traceback.print_exc()
+            hosts.end(str(error) if one_line else f"{type(error).__name__}: {error}", 1)
+        if not one_line:
             raise
         fail(str(error), code=1)

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from jaxdiff.core import grids, paths, predictions, times, weights
-from jaxdiff.data import Data
+from jaxdiff.data import Data, Latents
 from jaxdiff.networks.classifier import Classifier
 from jaxdiff.networks.dit import DiT
 from jaxdiff.networks.schedule import LearnedSchedule
@@ -102,6 +102,11 @@ class Config:
     """The sampler's noise levels."""
     sampling: Sampling = Sampling()
     """Other defaults of sampling."""
+    codec: str = ""
+    """Where the data are latents: their codec and its decoder, taef2=taef2_decoder.safetensors, for previews and as
+    sample.py's default."""
+    latents: Annotated[Latents | None, tyro.conf.Suppress] = None
+    """What the data are latents of, as the data themselves say; train.py fills it in."""
     mesh: MeshShape = MeshShape()
     """How the devices share out the batch and the state; changes nothing else."""
     engine: Literal["jit", "pmap"] = "jit"
@@ -155,7 +160,7 @@ VOCABULARY: Mapping[str, type] = {
         *(UNet, DiT, Classifier, LearnedSchedule, Denoising, Hybrid, VDM, Classification),
         *(optimisers.Optim, optimisers.AdamW, optimisers.Lion, optimisers.SGD),
         *(optimisers.Constant, optimisers.CosineDecay, optimisers.InverseSqrt),
-        *(Decay, Power, Data, Sampling, MeshShape, Config),
+        *(Decay, Power, Data, Latents, Sampling, MeshShape, Config),
     )
 }
 """Every type that a config may hold, by the name that JSON carries."""

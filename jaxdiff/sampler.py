@@ -1,5 +1,6 @@
 """From a config to images: the denoiser with its guidance, and the compiled sampler."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -8,19 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
-from jaxdiff.build import apply_run, image_shape
+from jaxdiff.build import apply_run, check_threshold, image_shape
 from jaxdiff.config import Config
+from jaxdiff.core.codec import normalised
 from jaxdiff.core.gaussian import check_solvable
 from jaxdiff.core.types import Cond, Denoise, Estimate, Level, Params, Path, Transform
 from jaxdiff.networks.apply import identity_attention
 from jaxdiff.networks.classifier import Classifier
+from jaxdiff.pretrained.taesd import open_codec
 from jaxdiff.sampling import guidance, threshold
 from jaxdiff.sampling.classifier_guidance import classifier_guided, log_probs
 from jaxdiff.sampling.ddim import DDIM
-from jaxdiff.sampling.guidance_rules import CFGPlusPlus, Interval
+from jaxdiff.sampling.guidance_rules import APG, CFGPlusPlus, Interval
+from jaxdiff.sampling.momentum import Momentum, Push
+from jaxdiff.sampling.rk45 import RK45
 from jaxdiff.sampling.sample import denoiser, image_keys, initial, on_path, sample, trajectory
+from jaxdiff.sampling.solver import Solver
 from jaxdiff.training.sharding import shard_batch, share, to_host
 
 
@@ -50,8 +56,9 @@ class Scales(NamedTuple):
     classifier: Float[Array, ""]
 
 
-Sampler = Callable[[Weights, Int[Array, ""], Int[Array, "b"], Level, Cond, Scales], UInt8[Array, "*n b h w c"]]
-"""``(weights, seed, indices, levels, cond, scales) -> images``; every argument is traced."""
+Sampler = Callable[[Weights, Int[Array, ""], Int[Array, "b"], Level, Cond, Scales], Shaped[Array, "*n b h w c"]]
+"""``(weights, seed, indices, levels, cond, scales) -> images``, uint8, or float32 latents for `finish_of`; every
+argument is traced."""
 
 
 THRESHOLDS: Mapping[str, Transform] = {
@@ -85,6 +92,7 @@ def is_guided(config: Config) -> bool:
 
 def check_sampling(config: Config, guides: Guides = Guides()) -> None:
     """Refuses what makes no sense together. Raises: ValueError."""
+    check_threshold(config)
     if isinstance(config.network, Classifier):
         raise ValueError("this run trained a classifier, which makes no images: name it with --classifier")
     if guides.classifier is not None and not isinstance(guides.classifier.network, Classifier):
@@ -95,14 +103,36 @@ def check_sampling(config: Config, guides: Guides = Guides()) -> None:
     plain = config.solver == DDIM() and config.sampling.threshold == "none"
     if isinstance(config.sampling.guidance, CFGPlusPlus) and not plain:
         raise ValueError("guidance cfgpp is not allowed here: it needs --solver ddim and --threshold none")
+    if momentum_of(config) and isinstance(config.solver, RK45):
+        raise ValueError(
+            "momentum of guidance is not allowed with rk45, whose steps are its own (--guidance, --solver)"
+        )
 
 
-def denoise_of(config: Config, guides: Guides, weights: Weights, cond: Cond, scales: Scales) -> Denoise:
-    """The run's network as a denoiser, guided and thresholded as the config says, to be asked at any level."""
+def momentum_of(config: Config) -> float:
+    """The weight of the guidance of earlier steps, 0 where they are forgotten."""
+    rule = config.sampling.guidance
+    return rule.momentum if isinstance(rule, APG) else 0.0
+
+
+def solver_of(config: Config, denoise_with: Callable[[Push], Denoise]) -> Solver:
+    """The config's solver, with a memory where its guidance has momentum."""
+    beta = momentum_of(config)
+    return Momentum(config.solver, beta, denoise_with) if beta else config.solver
+
+
+def denoise_of(
+    config: Config, guides: Guides, weights: Weights, cond: Cond, scales: Scales, push: Push | None = None
+) -> Denoise:
+    """The run's network as a denoiser, guided and thresholded as the config says, to be asked at any level.
+
+    `push` is what momentum makes of the difference that guidance goes along.
+    """
     prediction, sampling = config.objective.prediction, config.sampling
     apply, own = apply_run(config), cond if config.network.num_classes else {}
     main = denoiser(apply, weights.main, prediction, own)
-    rule = sampling.guidance(scales.cfg)
+    chosen = sampling.guidance
+    rule = chosen(scales.cfg, push) if isinstance(chosen, APG) and push else chosen(scales.cfg)
     denoise = main
     if guides.weaker is not None:
         other = guides.weaker
@@ -159,14 +189,39 @@ def sampler(config: Config, guides: Guides = Guides(), steps_too: bool = False) 
         levels: Level,
         cond: Cond,
         scales: Scales,
-    ) -> UInt8[Array, "*n b h w c"]:
+    ) -> Shaped[Array, "*n b h w c"]:
         keys = image_keys(seed, indices)
-        denoise = denoise_of(config, guides, weights, cond, scales)
+        denoise_with = functools.partial(denoise_of, config, guides, weights, cond, scales)
         x = initial(keys, image_shape(config), jax.tree.map(lambda a: a[0], levels))
         scan = trajectory if steps_too else sample
-        return to_uint8(scan(keys, x, levels, denoise, config.solver))
+        x = scan(keys, x, levels, denoise_with(), solver_of(config, denoise_with))
+        return x if config.latents is not None else to_uint8(x)
 
     return run
+
+
+def finish_of(config: Config) -> Callable[[Shaped[np.ndarray, "*n b h w c"]], UInt8[np.ndarray, "*n b H W C"]]:
+    """From what the sampler returns to images: decodes latents, and leaves pixels alone.
+
+    Raises: ValueError or FileNotFoundError where the decoder is not named or is another codec's.
+    """
+    latents = config.latents
+    if latents is None:
+        return lambda images: images
+    name, _, files = config.codec.partition("=")
+    if name != latents.codec or not files:
+        raise ValueError(
+            f"codec {config.codec!r} is not allowed: this run makes latents of {latents.codec}, "
+            f"name the decoder's weights (--codec {latents.codec}=FILE)"
+        )
+    codec = normalised(open_codec(config.codec).codec, latents.mean, latents.std)
+
+    def finish(z: Shaped[np.ndarray, "*n b h w c"]) -> UInt8[np.ndarray, "*n b H W C"]:
+        batches = z.reshape(-1, *z.shape[-4:])  # one batch at a time: pictures are far larger than their latents
+        images = np.stack([np.asarray(to_uint8(codec.decode(jnp.asarray(batch)))) for batch in batches])
+        return images.reshape(*z.shape[:-3], *images.shape[-3:])
+
+    return finish
 
 
 def labels_for(
@@ -192,7 +247,7 @@ def noisiest(config: Config, path: Path) -> float:
 
 def preview(config: Config, mesh: Mesh, count: int = 64) -> Callable[[Params], UInt8[np.ndarray, "n h w c"]]:
     """params -> the first `count` images of the run's seed, as `sample.py` makes them by default."""
-    run = sampler(config)
+    run, finish = sampler(config), finish_of(config)
     indices = np.arange(-(-count // share(mesh)) * share(mesh), dtype=np.int32)
 
     def images(params: Params) -> UInt8[np.ndarray, "n h w c"]:
@@ -200,6 +255,7 @@ def preview(config: Config, mesh: Mesh, count: int = 64) -> Callable[[Params], U
         inputs = shard_batch(mesh, {"index": indices, **labels_for(config, indices)})
         index, seed = inputs.pop("index"), jnp.int32(config.seed)
         with jax.set_mesh(mesh):
-            return to_host(run(Weights(params), seed, index, levels, inputs, scales_of(config)))[:count]
+            found = to_host(run(Weights(params), seed, index, levels, inputs, scales_of(config)))
+        return finish(found)[:count]
 
     return images

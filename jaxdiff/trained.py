@@ -2,17 +2,16 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, PyTree, UInt8
+from jaxtyping import Int, Shaped, UInt8
 
 from jaxdiff.config import Config, from_json, to_json
 from jaxdiff.core.grids import Table, pad
@@ -25,6 +24,7 @@ from jaxdiff.sampler import (
     Scales,
     Weights,
     check_sampling,
+    finish_of,
     is_guided,
     labels_for,
     levels_of,
@@ -32,8 +32,9 @@ from jaxdiff.sampler import (
     scales_of,
 )
 from jaxdiff.sampling.guidance_rules import Interval
+from jaxdiff.training import hosts
 from jaxdiff.training.ema import Decay, Power
-from jaxdiff.training.restore import read_params, read_posthoc, read_step_config, steps
+from jaxdiff.training.restore import fingerprint, read_params, read_posthoc, read_step_config, steps
 from jaxdiff.training.sharding import MeshShape, make_mesh, partition, replicated, shard_batch, share, to_host
 from jaxdiff.training.workdir import read_config
 
@@ -55,6 +56,9 @@ class Settings:
     jaxdiff grid has fitted to the run."""
     threshold: Literal["none", "static", "dynamic"] | None = None
     """Keep x0 estimates in [-1, 1] (by default the run's own)."""
+    codec: str | None = None
+    """Of a run on latents: the codec and its decoder's weights, taef2=taef2_decoder.safetensors (by default the run's
+    own)."""
     label: str | None = None
     """Class of all images, by number or by name (by default the classes in turn)."""
     cfg_scale: float | None = None
@@ -66,14 +70,14 @@ class Settings:
     """Guide at low < sigma/alpha <= high only (by default the run's own)."""
     pag_scale: float | None = None
     """Perturbed-attention guidance; 0 is none (by default the run's own)."""
-    guide: Path | None = None
+    guide: epath.Path | None = None
     """Autoguidance: the folder of a weaker run (or of this one, with --guide-step or --guide-ema), which --cfg-scale
     leads away from."""
     guide_step: int | None = None
     """Step of the guide's checkpoint (by default the last)."""
     guide_ema: str | None = None
     """The guide's average of the parameters, as in --ema."""
-    classifier: Path | None = None
+    classifier: epath.Path | None = None
     """Classifier guidance: the folder of a run that trained a classifier of noisy images."""
     classifier_scale: float = 1.0
     """Strength of classifier guidance; 0 is none, 1 is Bayes' rule."""
@@ -111,6 +115,8 @@ class Trained:
     """Of all parameters, averages taken: whatever is kept of a run's samples belongs to these."""
     levels: Level
     run: Sampler
+    finish: Callable[[Shaped[np.ndarray, "*n b h w c"]], UInt8[np.ndarray, "*n b H W C"]]
+    """From what `run` returns to images."""
 
     @property
     def params(self) -> Params:
@@ -139,7 +145,8 @@ class Trained:
         inputs = shard_batch(self.mesh, {"index": indices, **cond})
         index, seed = inputs.pop("index"), jnp.int32(self.settings.seed)
         with jax.set_mesh(self.mesh):
-            return to_host(self.run(self.weights, seed, index, self.levels, inputs, self.scales))
+            found = to_host(self.run(self.weights, seed, index, self.levels, inputs, self.scales))
+        return self.finish(found)
 
     @property
     def scales(self) -> Scales:
@@ -164,6 +171,7 @@ class Trained:
             "grid": to_json(config.grid),
             "sampling": to_json(config.sampling),
             "nfe": self.nfe,
+            **({"codec": config.codec} if config.codec else {}),
             **{name: value for name, value in guides.items() if value is not None},
         }
 
@@ -177,7 +185,7 @@ class Checkpoint(NamedTuple):
     params: Params
 
 
-def read_checkpoint(workdir: Path, step: int | None, ema: str | None) -> Checkpoint:
+def read_checkpoint(workdir: epath.PathLike, step: int | None, ema: str | None) -> Checkpoint:
     """The checkpoint of a run: its config, and the parameters or an average of them.
 
     Raises: ValueError or FileNotFoundError, one line that names the flag.
@@ -193,7 +201,7 @@ def read_checkpoint(workdir: Path, step: int | None, ema: str | None) -> Checkpo
     return Checkpoint(config, tuple(record["label_names"]), step, read_ema(workdir, step, config, ema))
 
 
-def open_trained(workdir: Path, settings: Settings, most_steps: int = 0) -> Trained:
+def open_trained(workdir: epath.PathLike, settings: Settings, most_steps: int = 0) -> Trained:
     """The run in `workdir` under these settings.
 
     Grids are padded to the length of `most_steps` steps, so that one compilation serves a sweep over numbers of steps.
@@ -218,28 +226,18 @@ def open_trained(workdir: Path, settings: Settings, most_steps: int = 0) -> Trai
     weights = Weights(own.params, weaker.params if weaker else None, classifier.params if classifier else None)
     sha256 = fingerprint(weights)
     mesh = make_mesh(settings.mesh)
-    weights = jax.device_put(weights, partition(weights, mesh, parameter_axes))
-    levels = jax.device_put(levels, replicated(mesh))
+    weights = hosts.place(weights, partition(weights, mesh, parameter_axes))
+    levels = hosts.place(levels, replicated(mesh))
     run = shared_sampler(config, guides)
-    return Trained(config, settings, own.step, label, names, guides, weights, sha256, levels, run)
+    return Trained(config, settings, own.step, label, names, guides, weights, sha256, levels, run, finish_of(config))
 
 
-def fingerprint(params: PyTree[Array]) -> str:
-    """The SHA-256 of all arrays, in the order of their names."""
-    whole = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(params):
-        array = np.asarray(leaf)
-        whole.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        whole.update(array.tobytes())
-    return whole.hexdigest()
-
-
-def fitted_grid(workdir: Path, steps: int) -> Path:
+def fitted_grid(workdir: epath.PathLike, steps: int) -> epath.Path:
     """Where `jaxdiff grid` writes the levels for this number of steps."""
-    return workdir / "grids" / f"{steps}.json"
+    return epath.Path(workdir) / "grids" / f"{steps}.json"
 
 
-def read_fitted_grid(workdir: Path, steps: int) -> Table:
+def read_fitted_grid(workdir: epath.PathLike, steps: int) -> Table:
     """The levels that were fitted to the run. Raises: ValueError if there are none for this number of steps."""
     path = fitted_grid(workdir, steps)
     if not path.exists():
@@ -262,7 +260,8 @@ def with_settings(config: Config, settings: Settings) -> Config:
     sampling = dataclasses.replace(config.sampling, **{k: v for k, v in changed.items() if v is not None})
     solver = config.solver if settings.solver is None else value_of(settings.solver, SOLVERS, "--solver")
     grid = config.grid if settings.grid in (None, "optimised") else value_of(settings.grid, GRIDS, "--grid")
-    config = dataclasses.replace(config, sampling=sampling, solver=solver, grid=grid)
+    codec = config.codec if settings.codec is None else settings.codec
+    config = dataclasses.replace(config, sampling=sampling, solver=solver, grid=grid, codec=codec)
     if settings.cfg_scale not in (None, 1) and not (is_guided(config) or settings.guide):
         raise ValueError(
             f"cfg_scale = {settings.cfg_scale} is not allowed: this network has no classes (--cfg-scale, --guide)"
@@ -278,7 +277,7 @@ def shared_sampler(config: Config, guides: Guides) -> Sampler:
         "pag_scale": 1.0 if config.sampling.pag_scale else 0.0,
     }
     sampling = dataclasses.replace(config.sampling, **traced)
-    alike = dataclasses.replace(config, sampling=sampling, grid=GRIDS["uniform"])
+    alike = dataclasses.replace(config, sampling=sampling, grid=GRIDS["uniform"], codec="")
     return _sampler(*(json.dumps(to_json(c)) for c in (alike, *guides)))
 
 
@@ -302,7 +301,7 @@ def find_label(label: str, label_names: Sequence[str]) -> int:
     return index
 
 
-def read_ema(workdir: Path, step: int, config: Config, length: str | None) -> Params:
+def read_ema(workdir: epath.PathLike, step: int, config: Config, length: str | None) -> Params:
     """The parameters that `--ema` asks for. Raises: ValueError, naming what is allowed."""
     averages = config.ema
     if length == "none" or (length is None and not averages):

@@ -118,6 +118,11 @@ def test_guides_and_values_by_name(trained, tmp_path, capsys):
     assert np.abs(plain.astype(int) - same).max() <= 1 and np.any(away != plain)
     assert info["guide"] == [str(trained), 8, "none"] and info["sampling"]["guidance"]["radius"] == 50
     assert info["sampling"]["interval"]["high"] == 20
+    rule = "apg(radius=50, momentum=-0.5)"
+    held_back, info = images(*weaker, "--cfg-scale", 3, "--guidance", rule, "--interval", 0.1, 20)
+    assert np.any(held_back != away) and info["sampling"]["guidance"]["momentum"] == -0.5
+    line = fails(capsys, sample.main, trained, "--out", tmp_path / "no", "--solver", "rk45", "--guidance", rule)
+    assert "--guidance, --solver" in line
     _, info = images("--solver", "unipc(order=3, corrector=False)", "--grid", "karras(sigma_max=50)")
     assert info["solver"]["order"] == 3 and not info["solver"]["corrector"] and info["grid"]["sigma_max"] == 50
     line = fails(capsys, sample.main, trained, "--out", tmp_path / "no", "--classifier", trained)

@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"core", "data"},
     "evaluation": {"core", "networks", "sampling", "data"},
     "pretrained": {"core", "networks"},
+    "planning": set(),
     "config": LIBRARY,
     "presets": LIBRARY | {"config"},
     "build": LIBRARY | {"config"},
@@ -31,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "names": {"core", "sampling", "config"},
     "trained": LIBRARY | {"config", "build", "names", "sampler"},
     "cli": LIBRARY | {"config", "presets"},
-    "commands": BUILDERS,
+    "commands": BUILDERS | {"planning"},
     "__main__": BUILDERS | {"commands"},
 }
 

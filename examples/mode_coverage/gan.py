@@ -2,9 +2,10 @@
 
     L_D = softplus(-D(x)) + softplus(D(G(z)))          L_G = softplus(-D(G(z))),   z ~ N(0, I)
 
-D(x) is a logit. A penalty r1/2 E |grad D(x)|^2 on real examples can be added (R1, arXiv:1801.04406), and nothing else:
-no packing, no minibatch statistics, no averages of the generator. Sources: arXiv:1406.2661 (the loss),
-1511.06434 (DCGAN).
+D(x) is a logit. Options, all off by default: the hinge loss, L_D = relu(1 - D(x)) + relu(1 + D(G(z))) with
+L_G = -D(G(z)); a penalty r1/2 E |grad D(x)|^2 on real examples; samples from a running average of the generator, as
+diffusion's are from one of its network. Nothing else: no packing, no minibatch statistics. Sources: arXiv:1406.2661
+(the loss), 1511.06434 (DCGAN), 1705.02894 (hinge), 1801.04406 (R1), 1806.04498 (averages).
 """
 
 import dataclasses
@@ -35,9 +36,13 @@ class Recipe:
     b1: float = 0.5
     """Adam's decay of the first moment, for both."""
     real: float = 1.0
-    """The label of real examples: 0.9 is one-sided smoothing."""
+    """The label of real examples: 0.9 is one-sided smoothing (of the non-saturating loss)."""
     r1: float = 0.0
     """Weight of the gradient penalty on real examples; 0: none."""
+    hinge: bool = False
+    """The hinge loss in place of the non-saturating one."""
+    ema: float = 0.0
+    """Decay of the average of the generator that is sampled; 0: the generator itself is."""
 
 
 class Side(NamedTuple):
@@ -54,6 +59,8 @@ class State(NamedTuple):
     step: Int[Array, ""]
     g: Side
     d: Side
+    average: PyTree[Array] = None
+    """The average of the generator's parameters and of its norms' statistics, where there is one."""
 
 
 class PointGenerator(nn.Module):
@@ -148,8 +155,10 @@ def make_step(generator: nn.Module, critic: nn.Module, recipe: Recipe) -> Callab
     def d_loss(params: PyTree, stats: PyTree, real: Array, fake: Array) -> tuple[Array, PyTree]:
         on_real, stats = _logits(critic, params, stats, real)
         on_fake, stats = _logits(critic, params, stats, fake)
-        # softplus(-l) and (1 - real) times softplus(l): the cross entropy with the label `real`.
-        loss = recipe.real * nn.softplus(-on_real) + (1 - recipe.real) * nn.softplus(on_real) + nn.softplus(on_fake)
+        if recipe.hinge:
+            loss = nn.relu(1 - on_real) + nn.relu(1 + on_fake)
+        else:  # the cross entropy with the label `real`
+            loss = recipe.real * nn.softplus(-on_real) + (1 - recipe.real) * nn.softplus(on_real) + nn.softplus(on_fake)
         if recipe.r1:
             slope = jax.grad(lambda x: jnp.sum(_logits(critic, params, stats, x)[0]))(real)
             loss = loss + 0.5 * recipe.r1 * jnp.sum(jnp.square(slope), axis=(1, 2, 3))
@@ -157,7 +166,8 @@ def make_step(generator: nn.Module, critic: nn.Module, recipe: Recipe) -> Callab
 
     def g_loss(params: PyTree, stats: PyTree, d: Side, z: Array) -> tuple[Array, PyTree]:
         fake, stats = _logits(generator, params, stats, z)
-        return jnp.mean(nn.softplus(-_logits(critic, d.params, d.stats, fake)[0])), stats
+        logits = _logits(critic, d.params, d.stats, fake)[0]
+        return jnp.mean(-logits if recipe.hinge else nn.softplus(-logits)), stats
 
     def updated(rule: optax.GradientTransformation, side: Side, grads: PyTree, stats: PyTree) -> Side:
         updates, opt = rule.update(grads, side.opt, side.params)
@@ -166,12 +176,16 @@ def make_step(generator: nn.Module, critic: nn.Module, recipe: Recipe) -> Callab
     def step(state: State, real: Array, seed: int) -> tuple[State, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         first, second = (jax.random.normal(k, (real.shape[0], recipe.latent)) for k in jax.random.split(key))
-        _, g, d = state
+        _, g, d, average = state
         fake, stats_g = _logits(generator, g.params, g.stats, first)
         (loss_d, stats_d), grads = jax.value_and_grad(d_loss, has_aux=True)(d.params, d.stats, real, fake)
         d = updated(rule_d, d, grads, stats_d)
         (loss_g, stats_g), grads = jax.value_and_grad(g_loss, has_aux=True)(g.params, stats_g, d, second)
-        return State(state.step + 1, updated(rule_g, g, grads, stats_g), d), {"d": loss_d, "g": loss_g}
+        g = updated(rule_g, g, grads, stats_g)
+        # While few steps are behind, the average is of all of them.
+        share = jnp.maximum(1 - recipe.ema, 1 / (state.step + 1))
+        average = jax.tree.map(lambda a, new: a + share * (new - a), average, (g.params, g.stats)) if average else None
+        return State(state.step + 1, g, d, average), {"d": loss_d, "g": loss_g}
 
     return step
 
@@ -187,12 +201,14 @@ def gan(generator: nn.Module, critic: nn.Module, recipe: Recipe, shape: tuple[in
     def init(seed: int) -> State:
         key_g, key_d = jax.random.split(jax.random.key(seed))
         g = side(generator, key_g, jnp.zeros((2, recipe.latent)), recipe.rate_g)
-        return State(jnp.int32(0), g, side(critic, key_d, jnp.zeros((2, *shape)), recipe.rate_d))
+        average = (g.params, g.stats) if recipe.ema else None
+        return State(jnp.int32(0), g, side(critic, key_d, jnp.zeros((2, *shape)), recipe.rate_d), average)
 
     def sample(state: State, seed: int, indices: Int[Array, "n"]) -> Array:
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(indices)
         z = jax.vmap(lambda key: jax.random.normal(key, (recipe.latent,)))(keys)
-        return generator.apply({"params": state.g.params, **state.g.stats}, z)  # pyright: ignore[reportReturnType]
+        params, stats = state.average if recipe.ema else (state.g.params, state.g.stats)
+        return generator.apply({"params": params, **stats}, z)  # pyright: ignore[reportReturnType]
 
     parts = {"generator": lambda s: s.g.params, "discriminator": lambda s: s.d.params}
     return Player("gan", recipe.batch, init, make_step(generator, critic, recipe), sample, parts)

@@ -43,6 +43,12 @@ def halved(images: np.ndarray) -> np.ndarray:
     return np.round(images.reshape(n, h // 2, 2, w // 2, 2).mean(axis=(2, 4))).astype(np.uint8)
 
 
+def digits(data: Path) -> dict[str, np.ndarray]:
+    """The arrays of the file, its images halved."""
+    with np.load(data) as file:
+        return {name: halved(array) if name.endswith("images") else array for name, array in file.items()}
+
+
 def stack(images: np.ndarray) -> Callable[[Array, int], Array]:
     """(key, b) -> b images [b, 14, 14, 3] in [-1, 1], each channel a random digit."""
     pictures = jnp.asarray(images)
@@ -58,8 +64,8 @@ def scorer(params: PyTree) -> Callable[[np.ndarray], Measures]:
     """Images -> modes covered of 1,000 and the reverse KL in nats, of all samples and of the sure ones; their share."""
 
     def score(x: np.ndarray) -> Measures:
-        digits, certainty = classifier.classify(params, np.moveaxis(x, -1, 1).reshape(-1, 14, 14))
-        mode = digits.reshape(-1, 3) @ np.array([100, 10, 1])
+        read, certainty = classifier.classify(params, np.moveaxis(x, -1, 1).reshape(-1, 14, 14))
+        mode = read.reshape(-1, 3) @ np.array([100, 10, 1])
         sure = certainty.reshape(-1, 3).min(axis=1) > SURE
         every, legible = modes(mode, 1000), modes(np.where(sure, mode, -1), 1000)
         return {
@@ -98,8 +104,12 @@ def players(plan: Plan) -> tuple[Player, Player]:
         transform=threshold.static(),
     )
     adversarial = gan.Recipe(latent=128, batch=plan.gan_batch, rate_g=5e-4, rate_d=5e-4)
-    generator, critic = gan.ImageGenerator(plan.hidden), gan.ImageCritic(plan.hidden)
-    return diffusion.diffusion(network, recipe, SHAPE), gan.gan(generator, critic, adversarial, SHAPE)
+    return diffusion.diffusion(network, recipe, SHAPE), adversary(plan.hidden, adversarial)
+
+
+def adversary(hidden: int, recipe: gan.Recipe) -> Player:
+    """The GAN of that width, trained by the recipe."""
+    return gan.gan(gan.ImageGenerator(hidden), gan.ImageCritic(hidden), recipe, SHAPE)
 
 
 def judge(workdir: Path, data: dict[str, np.ndarray], steps: int) -> tuple[PyTree, float]:
@@ -112,14 +122,13 @@ def judge(workdir: Path, data: dict[str, np.ndarray], steps: int) -> tuple[PyTre
         params = classifier.train(params, data["train_images"], data["train_labels"], steps)
         workdir.mkdir(parents=True, exist_ok=True)
         file.write_bytes(flax.serialization.to_bytes(params))
-    digits, _ = classifier.classify(params, data["test_images"] / np.float32(127.5) - 1)
-    return params, float((digits == data["test_labels"]).mean())
+    read, _ = classifier.classify(params, data["test_images"] / np.float32(127.5) - 1)
+    return params, float((read == data["test_labels"]).mean())
 
 
 def main(plan: Plan, data: Path = Path("../shared/data/mnist_63k.npz"), classifier_steps: int = 1200) -> None:
     """Runs the comparison on the digits of the file `data`."""
-    with np.load(data) as file:
-        arrays = {name: halved(array) if name.endswith("images") else array for name, array in file.items()}
+    arrays = digits(data)
     params, accuracy = judge(plan.workdir, arrays, classifier_steps)
     examples, score = stack(arrays["train_images"]), scorer(params)
     samples = plan.samples or plan.small

@@ -8,7 +8,6 @@ where it stopped when it is started again.
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Annotated
 
 import numpy as np
 import tyro
+from etils import epath
 
 import jaxdiff
 from jaxdiff import cli
@@ -25,12 +25,13 @@ from jaxdiff.commands.reference import has_statistics, is_run, of_statistics, re
 from jaxdiff.evaluation import moments
 from jaxdiff.evaluation.bootstrap import Interval
 from jaxdiff.evaluation.metrics import METRICS, Bootstrap, Metric, Reference
-from jaxdiff.evaluation.store import digest, gather
+from jaxdiff.evaluation.store import digest, gather, write_whole
 from jaxdiff.names import GRIDS, RULES, SOLVERS
 from jaxdiff.networks.feature_net import FeatureNet
 from jaxdiff.pretrained.clip import open_clip_text
 from jaxdiff.pretrained.features import DEFAULT, open_features
 from jaxdiff.trained import Settings, Trained, open_trained
+from jaxdiff.training import hosts
 from jaxdiff.training.state import use_every_core
 
 GENERAL = "fd,kid,precision,recall"
@@ -41,7 +42,7 @@ GENERAL = "fd,kid,precision,recall"
 class Command:
     """Measure a trained run, or a folder of images."""
 
-    dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    dir: Annotated[epath.Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """A run's folder (train.py's --workdir), or a folder, .zip or .npz of images of one size."""
     metrics: str = GENERAL
     """What to measure, separated by commas."""
@@ -62,7 +63,7 @@ class Command:
     """What clip-score says of an image, {} being the name of its class."""
     bootstrap: int = 40
     """Random halves from which the intervals are made; 0: no intervals."""
-    save_statistics: Path | None = None
+    save_statistics: epath.Path | None = None
     """Write the reference's statistics to this .npz, for --reference."""
     sweep: str | None = None
     """Measure again for several values of settings: "ema,cfg_scale", or with values of your own,
@@ -114,10 +115,10 @@ def reference_of(
     compared = {name: m for name, m in metrics.items() if m.reference}
     if not compared:
         return {}, {}
-    if command.reference is not None and has_statistics(Path(command.reference)):
-        stored = moments.load(Path(command.reference))
+    if command.reference is not None and has_statistics(command.reference):
+        stored = moments.load(command.reference)
         said = {k: v for k, v in stored._asdict().items() if isinstance(v, str | int)}
-        sha256 = hashlib.sha256(Path(command.reference).read_bytes()).hexdigest()
+        sha256 = hashlib.sha256(epath.Path(command.reference).read_bytes()).hexdigest()
         parts = {name: of_statistics(stored, m, nets[m.network or command.features]) for name, m in compared.items()}
         return parts, {"statistics": command.reference, "sha256": sha256, **said}
     data = reference_data(command.dir, command.reference, command.split)
@@ -128,7 +129,7 @@ def reference_of(
     assert images.count is not None
     outputs = observed(command, images, nets, compared, images.count, "reference")
     sha256 = hashlib.sha256(outputs["sha256"].tobytes()).hexdigest()
-    if command.save_statistics is not None:
+    if command.save_statistics is not None and hosts.is_first():
         save_statistics(command.save_statistics, outputs, nets[command.features], data.source, sha256)
     parts = {name: Reference(outputs[output_of(m, command.features, nets)]) for name, m in compared.items()}
     return parts, {**images.what, "n": images.count, "sha256": sha256}
@@ -158,8 +159,9 @@ def observed(
     return gather(folder, sorted(names), num, look, title)
 
 
-def evaluations(folder: Path) -> Path:
+def evaluations(folder: epath.PathLike) -> epath.Path:
     """Where records and features of a run, or of a folder or file of images, are kept."""
+    folder = epath.Path(folder)
     return folder / "evaluations" if is_run(folder) else folder.parent / f"{folder.name}.evaluations"
 
 
@@ -238,12 +240,11 @@ def described(value: Interval) -> dict[str, object]:
     return {k: v for k, v in value._asdict().items() if not np.isnan(v)}
 
 
-def write_json(path: Path, record: Mapping[str, object]) -> None:
-    """Writes a record, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(partial, path)
+def write_json(path: epath.Path, record: Mapping[str, object]) -> None:
+    """Writes a record, whole or not at all; of many processes the first does."""
+    if hosts.is_first():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def main(args: Sequence[str]) -> None:
@@ -254,12 +255,15 @@ def main(args: Sequence[str]) -> None:
             f"Solvers: {', '.join(SOLVERS)}. Grids: {', '.join(GRIDS)}. Guidance: {', '.join(RULES)}."
         )
         command = cli.parse(Command, "jaxdiff evaluate", args, description=description)
-        use_every_core(command.settings.batch_size)
+        use_every_core(command.settings.batch_size // hosts.count())
         if command.sweep is None:
             record = evaluate(command, command.settings)
-            print(sweep.table([record], {}))
+            if hosts.is_first():
+                print(sweep.table([record], {}))
         else:
             most = sweep.most_steps(command.sweep)
             record = sweep.run(command.sweep, command.settings, lambda settings: evaluate(command, settings, most))
-            record["files"] = sweep.write(evaluations(command.dir), record)
-        print(json.dumps(record))
+            if hosts.is_first():
+                record["files"] = sweep.write(evaluations(command.dir), record)
+        if hosts.is_first():
+            print(json.dumps(record))

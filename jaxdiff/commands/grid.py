@@ -6,13 +6,13 @@ DIR/grids/STEPS.json. sample.py and jaxdiff evaluate take them with --grid optim
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from etils import epath
 
 from jaxdiff import build, cli
 from jaxdiff.commands.evaluate import write_json
@@ -24,13 +24,15 @@ from jaxdiff.sampler import THRESHOLDS, labels_for
 from jaxdiff.sampling import optimise
 from jaxdiff.sampling.sample import denoiser, image_keys, initial, on_path
 from jaxdiff.trained import Settings, fitted_grid, open_trained
+from jaxdiff.training import hosts
+from jaxdiff.training.sharding import to_host
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
     """Fit the noise levels of few-step sampling to a trained run."""
 
-    dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    dir: Annotated[epath.Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """The run's folder, train.py's --workdir."""
     steps: tuple[int, ...] = (4, 6, 8, 10, 15, 20)
     """Numbers of steps to fit levels for."""
@@ -79,7 +81,10 @@ def fit(command: Command) -> None:
         return optimise.costs(keys, x, levels, denoise)
 
     cond = labels_for(config, indices)
-    cost = np.asarray(costs(trained.params, levels, jnp.asarray(indices), cond), np.float64)
+    with jax.set_mesh(trained.mesh):
+        cost = to_host(costs(trained.params, levels, jnp.asarray(indices), cond)).astype(np.float64)
+    if not hosts.is_first():
+        return
     print("| steps | cost | cost of even log SNR | sigma/alpha |\n| --- | --- | --- | --- |")
     for steps in sorted(set(command.steps)):
         way = optimise.cheapest(cost, steps)

@@ -3,11 +3,11 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Int, UInt8
 
 from jaxdiff.config import to_json
@@ -18,6 +18,7 @@ from jaxdiff.data.sources import find
 from jaxdiff.evaluation.store import Outputs
 from jaxdiff.networks.feature_net import FeatureNet
 from jaxdiff.trained import Trained
+from jaxdiff.training import hosts
 from jaxdiff.training.sharding import make_mesh, replicated, shard_batch, share, to_host
 
 Indices = Int[np.ndarray, "n"]
@@ -59,7 +60,7 @@ def images_of_data(data: Data) -> Images:
     return Images({"data": what}, len(pictures), read)
 
 
-def data_of_folder(folder: Path) -> Data:
+def data_of_folder(folder: epath.PathLike) -> Data:
     """A folder, a zip or an .npz of images of one size, as a data set. Raises: ValueError for other sizes."""
     source = find(str(folder)).open("train")
     height, width, channels = source[0]["image"].shape
@@ -73,7 +74,7 @@ def looker(nets: Mapping[str, FeatureNet], images: Images, batch_size: int, keep
     mesh = make_mesh()
     size = -(-batch_size // share(mesh)) * share(mesh)
     forwards = {name: jax.jit(net.forward) for name, net in nets.items()}
-    params = {name: jax.device_put(net.params, replicated(mesh)) for name, net in nets.items()}
+    params = {name: hosts.place(net.params, replicated(mesh)) for name, net in nets.items()}
 
     def look(indices: Indices) -> Outputs:
         pictures = images.read(indices)

@@ -17,6 +17,7 @@ from jaxdiff.sampler import noisiest
 from jaxdiff.sampling import likelihood
 from jaxdiff.sampling.sample import denoiser, image_keys, on_path
 from jaxdiff.trained import Trained
+from jaxdiff.training import hosts
 from jaxdiff.training.sharding import shard_batch, to_host
 from jaxdiff.training.step import conditions, to_unit
 
@@ -64,6 +65,8 @@ dequantisation, for models trained on the 256 values themselves, as VDM is; vlb:
 def measure(name: str, trained: Trained, num: int) -> dict[str, object]:
     """The mean bits per dimension over up to `num` images held out of training, or, if there are none, trained on."""
     config = trained.config
+    if config.latents is not None:
+        raise ValueError(f"{name} is not defined for a run on latents, only for one on pixels (--metrics)")
     source = open_validation(config.data)
     held_out = source is not None
     source = source or open_source(config.data)
@@ -78,7 +81,7 @@ def measure(name: str, trained: Trained, num: int) -> dict[str, object]:
 
     bits, parts, first = [], [], 0
     count = min(num, len(source))
-    with tqdm(total=count, desc=name, unit="image", disable=None) as bar:
+    with tqdm(total=count, desc=name, unit="image", disable=None if hosts.is_first() else True) as bar:
         for page in validation_batches(config.data, source, trained.batch_size):
             raw = dict(page)
             mask = np.asarray(raw.pop("mask"))

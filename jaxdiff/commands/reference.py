@@ -1,34 +1,36 @@
 """What an evaluation compares with: a data set, or stored statistics."""
 
 import dataclasses
+import io
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from jaxdiff.commands.images import data_of_folder, label
 from jaxdiff.config import Config, from_json
-from jaxdiff.data import Data
+from jaxdiff.data import Data, header_of
 from jaxdiff.evaluation import moments
 from jaxdiff.evaluation.metrics import Metric, Reference
 from jaxdiff.networks.feature_net import FeatureNet
 from jaxdiff.training.workdir import read_config
 
 
-def is_run(folder: Path) -> bool:
+def is_run(folder: epath.PathLike) -> bool:
     """Whether this is the folder of a run."""
-    return (folder / "config.json").exists()
+    return (epath.Path(folder) / "config.json").exists()
 
 
-def has_statistics(path: Path) -> bool:
+def has_statistics(path: epath.PathLike) -> bool:
     """Whether this file holds a mean and a covariance."""
-    if path.suffix != ".npz" or not path.is_file():
+    path = epath.Path(path)
+    if path.suffix != ".npz" or not path.exists() or path.is_dir():
         return False
-    with np.load(path, allow_pickle=False) as file:
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
         return "mu" in file.files
 
 
-def reference_data(folder: Path, reference: str | None, split: str) -> Data:
+def reference_data(folder: epath.PathLike, reference: str | None, split: str) -> Data:
     """The data set to compare with, fitted to the images of a run or of a folder. Raises: ValueError."""
     if not is_run(folder):
         if reference is None:
@@ -36,9 +38,25 @@ def reference_data(folder: Path, reference: str | None, split: str) -> Data:
         return dataclasses.replace(data_of_folder(folder), source=reference, split=split)
     config = from_json(read_config(folder)["config"])
     assert isinstance(config, Config)
+    if config.latents is not None:
+        return pictures_behind(config, reference, split)
     if reference is None:
         return dataclasses.replace(config.data, split=config.data.split if split == "train" else split)
     return dataclasses.replace(config.data, source=reference, split=split, holdout=0.0)
+
+
+def pictures_behind(config: Config, reference: str | None, split: str) -> Data:
+    """The pictures that a run's latents were made from, or `reference` at their size. Raises: ValueError."""
+    assert config.latents is not None
+    if reference is not None:
+        size = config.data.size * config.latents.factor
+        return dataclasses.replace(
+            config.data, source=reference, split=split, holdout=0.0, size=size, channels=3, text=False
+        )
+    header = header_of(config.data)
+    data = from_json(header.made["data"]) if header else None  # pyright: ignore[reportArgumentType]
+    assert isinstance(data, Data)
+    return dataclasses.replace(data, holdout=config.data.holdout, split=data.split if split == "train" else split)
 
 
 def of_statistics(stored: moments.Statistics, metric: Metric, net: FeatureNet) -> Reference:
@@ -56,7 +74,7 @@ def of_statistics(stored: moments.Statistics, metric: Metric, net: FeatureNet) -
 
 
 def save_statistics(
-    path: Path, outputs: Mapping[str, np.ndarray], net: FeatureNet, source: str, dataset_sha256: str
+    path: epath.PathLike, outputs: Mapping[str, np.ndarray], net: FeatureNet, source: str, dataset_sha256: str
 ) -> None:
     """Writes the reference's Gaussian for later evaluations."""
     pooled = moments.gaussian(moments.moments(outputs[f"{label(net)}/features"]))

@@ -1,13 +1,14 @@
 """Measuring for several values of some settings: the list of them, the table, the plot."""
 
 import dataclasses
+import io
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from jaxdiff.evaluation.metrics import METRICS
 from jaxdiff.trained import Settings
@@ -97,7 +98,7 @@ def shown(figure: Mapping[str, Any]) -> str:
     return f"{figure['value']:.4g}{interval}"
 
 
-def write(folder: Path, sweep: Mapping[str, Any]) -> dict[str, str]:
+def write(folder: epath.Path, sweep: Mapping[str, Any]) -> dict[str, str]:
     """Writes table and plot; returns where they lie."""
     folder.mkdir(parents=True, exist_ok=True)
     name = "sweep-" + "-".join(sweep["sweep"])
@@ -110,7 +111,7 @@ def write(folder: Path, sweep: Mapping[str, Any]) -> dict[str, str]:
     return {kind: str(path) for kind, path in files.items()}
 
 
-def plot(path: Path, sweep: Mapping[str, Any]) -> None:
+def plot(path: epath.Path, sweep: Mapping[str, Any]) -> None:
     """A panel a metric: the last axis to the right, a line for each point of the others."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -138,4 +139,6 @@ def plot(path: Path, sweep: Mapping[str, Any]) -> None:
         axis.grid(alpha=0.3)
         if others:
             axis.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120)
+    path.write_bytes(drawn.getvalue())

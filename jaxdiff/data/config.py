@@ -15,13 +15,14 @@ class Data:
 
     source: str
     """Images to read: `emoji`, `emoji:CATEGORY`, `fashion_mnist[:DIR]`, `tfds:NAME[:DIR]`, a folder or
-    a .zip of images (with or without metadata.jsonl), or an .npz with `images`."""
+    a .zip of images (with or without metadata.jsonl), an .npz with `images`, or `records:DIR`, which
+    `jaxdiff precompute` wrote."""
 
     size: int
-    """Side of the square images in pixels; larger and smaller pictures are resized to it."""
+    """Side of the square images in pixels; larger and smaller pictures are resized to it. Of latents: their side."""
 
     channels: int = 3
-    """Colour channels: 3 (RGB) or 1 (grey). Pictures of the other kind are converted."""
+    """Colour channels: 3 (RGB) or 1 (grey). Pictures of the other kind are converted. Of latents: theirs."""
 
     flip: bool = False
     """Mirror each image left to right with probability 1/2."""
@@ -32,6 +33,9 @@ class Data:
 
     labels: bool = True
     """Give the labels to the network, if the set has any."""
+
+    text: bool = False
+    """Give the features of the captions to the network; only precomputed sets have them."""
 
     split: str = "train"
     """Part of the set to train on, where the set has parts: `train`, `test`; with TFDS also `train[:10%]`."""
@@ -53,7 +57,8 @@ class Data:
     def __post_init__(self) -> None:
         check(bool(self.source), "source", self.source, "the name of a set or a path")
         check(self.size >= 1, "size", self.size, "at least 1")
-        check(self.channels in (1, 3), "channels", self.channels, "1 or 3")
+        latent = self.source.startswith("records:") and self.channels >= 1
+        check(self.channels in (1, 3) or latent, "channels", self.channels, "1 or 3")
         check(self.crop in ("center", "random", "none"), "crop", self.crop, "center, random or none")
         check(bool(self.split), "split", self.split, "the name of a split, such as train")
         check(0 <= self.holdout <= 0.5, "holdout", self.holdout, "in [0, 0.5]")

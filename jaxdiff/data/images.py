@@ -10,7 +10,7 @@ import struct
 import zlib
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxdiff.data.config import Crop
@@ -94,8 +94,8 @@ def fit(image: UInt8[np.ndarray, "h w c"], size: int, crop: Crop) -> UInt8[np.nd
     return image if crop == "random" else window(image, size, 0.5)
 
 
-def window(image: UInt8[np.ndarray, "h w c"], size: int, where: float) -> UInt8[np.ndarray, "size size c"]:
-    """A size x size window of the picture; `where` in [0, 1] runs from its first to its last place."""
+def window(image: Shaped[np.ndarray, "h w c"], size: int, where: float) -> Shaped[np.ndarray, "size size c"]:
+    """A size x size window of the picture, or of latents; `where` in [0, 1] runs from its first to its last place."""
     top = round(where * (image.shape[0] - size))
     left = round(where * (image.shape[1] - size))
     return image[top : top + size, left : left + size]

@@ -1,13 +1,14 @@
 """A source fitted to a run: its pictures resized, converted, kept in memory, broken ones passed over."""
 
 import logging
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from jaxdiff.data.config import Data
 from jaxdiff.data.images import BrokenImageError, fit, with_channels
+from jaxdiff.data.records import TEXT
 from jaxdiff.data.source import Example, Source
 
 log = logging.getLogger(__name__)
@@ -17,11 +18,24 @@ CACHE_BYTES = 2**30
 
 
 class Picture(TypedDict):
-    """image uint8 [h, w, c], fitted to the run; label int32 [], augment float32 [9] where it has them."""
+    """image uint8 [h, w, c], fitted to the run, or float32 latents; the rest where it has them.
 
-    image: UInt8[np.ndarray, "h w c"]
+    label int32 [], augment float32 [9], ``flipped`` (the latents of the mirrored picture), and what a text encoder
+    said of its caption: text_tokens float32 [n, d], text_mask float32 [n], text_pooled float32 [d].
+    """
+
+    image: UInt8[np.ndarray, "h w c"] | Float32[np.ndarray, "h w c"]
     label: NotRequired[Int32[np.ndarray, ""]]
     augment: NotRequired[Float32[np.ndarray, "9"]]
+    flipped: NotRequired[Float32[np.ndarray, "h w c"]]
+    text_tokens: NotRequired[Float32[np.ndarray, "n d"]]
+    text_mask: NotRequired[Float32[np.ndarray, " n"]]
+    text_pooled: NotRequired[Float32[np.ndarray, " d"]]
+
+
+def nbytes(picture: Picture) -> int:
+    """Bytes of all its arrays."""
+    return sum(leaf.nbytes for leaf in cast(dict[str, np.ndarray], picture).values())
 
 
 class Pictures:
@@ -36,35 +50,42 @@ class Pictures:
         self.data, self.source = data, source
         self.labelled = data.labels and bool(source.label_names)
         self.broken: set[int] = set()
-        shape = (len(source), data.size, data.size, data.channels)
-        small = data.crop != "random" and data.workers == 0 and np.prod(shape, dtype=float) <= CACHE_BYTES
-        self.images = np.empty(shape if small else (0, 0, 0, 0), np.uint8)
-        self.labels = np.empty(len(self.images), np.int32)
-        self.kept = np.zeros(len(self.images), bool)
+        may_keep = data.crop != "random" and data.workers == 0
+        nothing: list[Picture | None] = [None] * len(source)
+        self.kept = nothing if may_keep else None
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Picture:
-        if not len(self.kept):
+        kept = self.kept  # other threads may end the keeping meanwhile
+        if kept is None:
             return self.fitted(index)
-        if not self.kept[index]:
+        picture = kept[index]
+        if picture is None:
             picture = self.fitted(index)
-            self.images[index] = picture["image"]
-            self.labels[index] = picture.get("label", 0)
-            self.kept[index] = True  # last, for threads that read the same place
-        picture = Picture(image=self.images[index])
-        if self.labelled:
-            picture["label"] = np.asarray(self.labels[index])
+            if len(self) * nbytes(picture) > CACHE_BYTES:
+                self.kept = None
+                return picture
+            kept[index] = picture
         return picture
 
     def fitted(self, index: int) -> Picture:
         """The picture at `index`, or the first good one after it, read and fitted."""
-        example = self.good(index)
-        image = fit(with_channels(example["image"], self.data.channels), self.data.size, self.data.crop)
+        return self.fit(self.good(index))
+
+    def fit(self, example: Example) -> Picture:
+        """The example's picture, fitted, with what else the run wants of it."""
+        image = example["image"]
+        if image.dtype == np.uint8:
+            image = fit(with_channels(image, self.data.channels), self.data.size, self.data.crop)
         picture = Picture(image=image)
         if self.labelled and "label" in example:
             picture["label"] = np.asarray(example["label"], np.int32)
+        if self.data.flip and "flipped" in example and image.dtype != np.uint8:
+            picture["flipped"] = example["flipped"]
+        if self.data.text:
+            cast(dict, picture).update({key: cast(dict, example)[key] for key in TEXT})
         return picture
 
     def good(self, index: int) -> Example:

@@ -7,6 +7,7 @@ from pathlib import Path
 from jaxdiff.data.arrays import FASHION_MNIST, npz_splits, open_emoji, open_fashion_mnist, open_npz
 from jaxdiff.data.config import Data
 from jaxdiff.data.files import files_splits, open_files
+from jaxdiff.data.records import Header, RecordSource, check_latents, open_records, read_header
 from jaxdiff.data.source import Source, Subset, partition
 from jaxdiff.data.tfds import open_tfds, tfds_splits
 
@@ -24,7 +25,7 @@ def open_source(data: Data) -> Source:
 
     Raises ValueError or FileNotFoundError, one line that names the flag and the allowed values.
     """
-    source = find(data.source).open(data.split)
+    source = opened(data, data.split)
     if data.holdout == 0:
         return source
     train, _ = partition(len(source), data.holdout)
@@ -39,12 +40,30 @@ def open_validation(data: Data) -> Source | None:
     """
     opener = find(data.source)
     if data.holdout > 0:
-        source = opener.open(data.split)
+        source = opened(data, data.split)
         _, held = partition(len(source), data.holdout)
         return Subset(source, held) if len(held) else None
     splits = opener.splits()
     own = [s for s in ("validation", "val", "valid", "test") if s in splits and s not in data.split]
-    return opener.open(own[0]) if own else None
+    return opened(data, own[0]) if own else None
+
+
+def opened(data: Data, split: str) -> Source:
+    """A whole split. Raises ValueError where `data` asks for what the set cannot give."""
+    source = find(data.source).open(split)
+    if isinstance(source, RecordSource):
+        check_latents(data, source)
+        if data.text and all(a.name != "text_tokens" for a in source.header.arrays):
+            raise ValueError(f"--data.text needs features of captions: precompute {source.name} with --text")
+    elif data.text:
+        raise ValueError(f"--data.text needs a precomputed set, records:DIR, not {data.source}: see jaxdiff precompute")
+    return source
+
+
+def header_of(data: Data) -> Header | None:
+    """What a precomputed set says of itself; None of any other."""
+    kind, _, rest = data.source.partition(":")
+    return read_header(Path(rest).expanduser()) if kind == "records" and rest else None
 
 
 def find(spec: str) -> Opener:
@@ -58,6 +77,9 @@ def find(spec: str) -> Opener:
         return Opener(lambda: ("train", "test"), lambda split: open_fashion_mnist(folder, split))
     if kind == "tfds" and rest:
         return Opener(lambda: tfds_splits(rest), lambda split: open_tfds(rest, split))
+    if kind == "records" and rest:
+        folder = Path(rest).expanduser()
+        return Opener(lambda: ("train",), lambda split: open_records(folder, split))
     if path.suffix.lower() == ".npz":
         return Opener(lambda: npz_splits(path), lambda split: open_npz(path, split))
     if path.is_dir() or path.suffix.lower() == ".zip":
@@ -68,5 +90,5 @@ def find(spec: str) -> Opener:
         raise FileNotFoundError(f"--data.source {spec} does not exist")
     raise ValueError(
         f"--data.source {spec!r} is unknown, allowed are emoji, emoji:CATEGORY, fashion_mnist[:DIR],"
-        " tfds:NAME[:DIR], a folder or .zip of images, an .npz"
+        " tfds:NAME[:DIR], a folder or .zip of images, an .npz, records:DIR"
     )

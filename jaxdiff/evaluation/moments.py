@@ -22,14 +22,16 @@ Files of pytorch-fid (mu, sigma) and of ADM (and mu_s, sigma_s, images) are read
 """
 
 import functools
-import os
+import io
 import zipfile
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Float, UInt32
+
+from jaxdiff.evaluation.store import write_whole
 
 ROWS = 2048
 """Features that are held in float64 at a time."""
@@ -141,8 +143,9 @@ def across_hosts(part: Moments) -> Moments:
     return functools.reduce(merge, map(unpack, parts))
 
 
-def save(path: Path, statistics: Statistics) -> None:
+def save(path: epath.PathLike, statistics: Statistics) -> None:
     """Writes a statistics file; equal statistics make equal bytes. The file appears only once it is complete."""
+    path = epath.Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"a statistics file cannot be named {path.name}: the name must end in .npz")
     s = statistics
@@ -151,21 +154,18 @@ def save(path: Path, statistics: Statistics) -> None:
         arrays |= {"mu_s": s.spatial.mean, "sigma_s": s.spatial.covariance}
     arrays = {key: value.astype(np.float64) for key, value in arrays.items()}
     arrays |= {"n": np.array(s.n, np.int64)} | {key: np.array(getattr(s, key)) for key in WORDS}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    try:
-        np.savez(partial, **arrays)  # pyright: ignore[reportArgumentType]
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    whole = io.BytesIO()
+    np.savez(whole, **arrays)  # pyright: ignore[reportArgumentType]
+    write_whole(path, whole.getvalue())
 
 
-def load(path: Path) -> Statistics:
+def load(path: epath.PathLike) -> Statistics:
     """Reads a statistics file: this library's, pytorch-fid's or ADM's. Nothing in it can run code.
 
     Raises: ValueError if it is no such file, or holds no mean and covariance that belong together.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as file:
             arrays = {key: file[key] for key in (*NUMBERS, *WORDS) if key in file}
     except (zipfile.BadZipFile, EOFError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is no statistics file (.npz with mu and sigma): see --reference") from error
@@ -175,7 +175,7 @@ def load(path: Path) -> Statistics:
     return Statistics(pooled, spatial, int(arrays.get("n", 0)), **words)
 
 
-def _gaussian_in(arrays: dict[str, np.ndarray], mu: str, sigma: str, path: Path) -> Gaussian:
+def _gaussian_in(arrays: dict[str, np.ndarray], mu: str, sigma: str, path: epath.PathLike) -> Gaussian:
     if mu not in arrays or sigma not in arrays:
         raise ValueError(f"{path} holds no {mu} and {sigma}: it is no statistics file, see --reference")
     mean, covariance = arrays[mu].astype(np.float64), arrays[sigma].astype(np.float64)

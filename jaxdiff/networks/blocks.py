@@ -84,6 +84,8 @@ class Attention(nn.Module):
     """Scale of the initial kernels' variance."""
     dtype: str = "float32"
     """Compute type; the softmax is float32."""
+    kernel: str = "auto"
+    """How attention is computed, as in `layers.attention`."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -91,7 +93,7 @@ class Attention(nn.Module):
         h = GroupNorm(self.norm_eps, name="norm")(x).reshape(b, height * width, c)
         qkv = dense(3 * c, self.dtype, self.gain, "qkv")(h)
         q, k, v = jnp.moveaxis(qkv.reshape(b, -1, 3, self.heads, c // self.heads), 2, 0)
-        h = attention(self, q, k, v).reshape(b, height, width, c)
+        h = attention(self, q, k, v, self.kernel).reshape(b, height, width, c)
         h = dense(c, self.dtype, 0.0, "out")(h)
         return scaled(x + h, self.skip_scale)
 

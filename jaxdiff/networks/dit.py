@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from jaxdiff.core.types import Cond
 from jaxdiff.networks.axes import constrain
 from jaxdiff.networks.layers import PERTURBED, attention, dense, kernel_init, label_index, sinusoid
+from jaxdiff.networks.remat import recomputed
 from jaxdiff.networks.resample import depth_to_space, space_to_depth
 
 NOISE_FEATURES = 256
@@ -52,8 +53,10 @@ class DiT(nn.Module):
     """Number of class labels; 0 for none."""
     learned_variance: bool = False
     """Twice the output channels, for a learned variance."""
-    remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass recomputes: nothing, all but the matrix products, or whole blocks."""
+    remat: Literal["none", "dots", "full"] = "dots"
+    """What the backward pass recomputes: nothing, all but the matrix products and attention, or whole blocks."""
+    attention: Literal["auto", "plain"] = "auto"
+    """The fastest kernel on the platform, or the plain one, which forward-mode differentiation (likelihoods) needs."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters, norm statistics, softmax and output are float32."""
 
@@ -76,7 +79,7 @@ class DiT(nn.Module):
         if self.positions == "sincos":
             h = h + jnp.asarray(sincos_positions(rows, cols, self.width), h.dtype)
         grid = (rows, cols) if self.positions == "rotary" else None
-        fields = (self.heads, self.mlp_ratio, grid, self.qk_norm, self.dropout, train, self.dtype)
+        fields = (self.heads, self.mlp_ratio, grid, self.qk_norm, self.dropout, train, self.dtype, self.attention)
         h = constrain(h, "batch", "tokens", None)
         h, _ = stacked(self.depth, self.remat)(*fields, name="blocks")(h, emb)
 
@@ -125,6 +128,8 @@ class Block(nn.Module):
     """Whether drop-out is on."""
     dtype: str
     """Compute type."""
+    kernel: str = "auto"
+    """How attention is computed, as in `layers.attention`."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], emb: Float[Array, "b d"]) -> tuple[Float[Array, "b n d"], None]:
@@ -154,7 +159,7 @@ class Block(nn.Module):
         # Each part of the sequence asks with its own tokens, and sees the keys and values of all.
         q = constrain(q, "batch", "tokens", "heads", None)
         k, v = (constrain(a, "batch", None, "heads", None) for a in (k, v))
-        h = attention(self, q, k, v).reshape(b, n, d)
+        h = attention(self, q, k, v, self.kernel).reshape(b, n, d)
         return dense(d, self.dtype, 1.0, "out")(h)
 
     def _drop(self, h: Array) -> Array:
@@ -166,10 +171,8 @@ def stacked(depth: int, remat: str) -> type[Block]:
 
     `remat` says what the backward pass recomputes, as in `DiT`.
     """
-    policies = {"dots": jax.checkpoint_policies.dots_saveable, "full": jax.checkpoint_policies.nothing_saveable}
-    block = nn.remat(Block, prevent_cse=False, policy=policies[remat]) if remat in policies else Block
     return nn.scan(
-        block,
+        recomputed(Block, remat, in_scan=True),
         variable_axes={"params": 0, PERTURBED: 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]

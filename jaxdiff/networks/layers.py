@@ -6,9 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from jaxdiff.core.types import Cond
+from jaxdiff.networks.attention import fastest, plain
+from jaxdiff.networks.remat import ATTENTION
 
 PERTURBED = "perturbed"
 """The collection of variables that says which attention maps are the identity; absent where none is."""
@@ -108,14 +111,19 @@ def label_index(cond: Cond, batch: int, num_classes: int) -> Int[Array, "b"]:
 
 
 def attention(
-    module: nn.Module, q: Float[Array, "b n heads d"], k: Float[Array, "b n heads d"], v: Float[Array, "b n heads d"]
+    module: nn.Module,
+    q: Float[Array, "b n heads d"],
+    k: Float[Array, "b n heads d"],
+    v: Float[Array, "b n heads d"],
+    kernel: str = "auto",
 ) -> Float[Array, "b n heads d"]:
     """Softmax attention; `v` itself where the variable `identity` of `module` in the collection PERTURBED is true.
 
+    `kernel`: "auto", the fastest on the program's platform, or "plain", which can be differentiated forward as well.
     The identity in place of the attention map is what perturbed-attention guidance compares with
     (arXiv:2403.17377, Sec. 4); `apply.identity_attention` makes the collection.
     """
-    h = jax.nn.dot_product_attention(q, k, v)
+    h = checkpoint_name(plain(q, k, v) if kernel == "plain" else fastest(q, k, v), ATTENTION)
     if module.has_variable(PERTURBED, "identity"):
         h = jnp.where(module.get_variable(PERTURBED, "identity"), v, h)
     return h

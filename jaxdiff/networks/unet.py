@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from jaxdiff.core.types import Cond
 from jaxdiff.networks.blocks import Attention, Downsample, Resample, ResBlock, Upsample, scaled
 from jaxdiff.networks.layers import GroupNorm, NoiseEmbedding, conv, with_waves
+from jaxdiff.networks.remat import recomputed
 from jaxdiff.networks.resample import depth_to_space, downsample, smooth, space_to_depth, upsample
 
 
@@ -83,8 +84,10 @@ class UNet(nn.Module):
     """Added to the variance in group norm."""
     init_gain: float = 1.0
     """Scale of the initial kernels' variance 2 / (fan_in + fan_out)."""
-    remat: bool = False
-    """Recompute the residual blocks in the backward pass: less memory, more time."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass recomputes: nothing, all but convolutions and matrix products, or whole blocks."""
+    attention: Literal["auto", "plain"] = "auto"
+    """The fastest kernel on the platform, or the plain one, which forward-mode differentiation (likelihoods) needs."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters, norm statistics, softmax and output are float32."""
 
@@ -181,8 +184,7 @@ class UNet(nn.Module):
         return halve(smooth(pyramid, self.resample_taps))
 
     def _block(self, name: str, features: int, resample: Resample | None = None, project: bool = False) -> ResBlock:
-        block = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
-        return block(
+        return recomputed(ResBlock, self.remat, static_argnums=(3,))(
             features,
             resample,
             project,
@@ -203,7 +205,8 @@ class UNet(nn.Module):
                 f"to divide them, and {divisor} does not"
             )
         heads = features // divisor if self.head_channels else self.heads
-        return Attention(heads, self.skip_scale, self.norm_eps, self.init_gain, self.dtype, name=name)
+        block = recomputed(Attention, self.remat)
+        return block(heads, self.skip_scale, self.norm_eps, self.init_gain, self.dtype, self.attention, name=name)
 
     def _check(self, x: Array) -> None:
         factor = self.patch * 2 ** (len(self.channel_mults) - 1)

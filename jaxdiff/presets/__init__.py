@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from jaxdiff.config import Config
-from jaxdiff.presets import cifar10, emoji, imagenet64
+from jaxdiff.presets import cifar10, emoji, imagenet64, imagenet256
 
 PRESETS: Mapping[str, Callable[[], Config]] = {
     preset.__name__: preset
@@ -22,6 +22,11 @@ PRESETS: Mapping[str, Callable[[], Config]] = {
         cifar10.cifar10_flow,
         imagenet64.imagenet64_adm,
         imagenet64.imagenet64_edm,
+        imagenet256.imagenet256_dit_s2,
+        imagenet256.imagenet256_dit_b2,
+        imagenet256.imagenet256_dit_l2,
+        imagenet256.imagenet256_dit_xl2,
+        imagenet256.imagenet256_sit_xl2,
     )
 }
 """Every preset by its name on the command line."""

@@ -8,7 +8,8 @@ reference; |.| and <., .> run over the pixels of one image.
 
     CFG            r + s (m - r)
     Rescale        v' = r + s (m - r);  v = (phi std(m) / std(v') + 1 - phi) v'               on v
-    APG            m + (s - 1) (d - (1 - eta) <d, m> m / |m|^2),  d = (m - r) min(1, R / |m - r|)      on x0
+    APG            m + (s - 1) (d - (1 - eta) <d, m> m / |m|^2),  d = a min(1, R / |a|)      on x0
+                   with a = m - r, plus momentum times the a of the step before
     CFGPlusPlus    x0 = r + s (m - r),  eps = r
     CFGZeroStar    c r + s (m - c r),  c = <m, r> / |r|^2                                      on eps - x0
 
@@ -26,6 +27,7 @@ from jaxdiff.core import gaussian
 from jaxdiff.core.predictions import Flow, V
 from jaxdiff.core.types import Denoise, Estimate, Level, Prediction
 from jaxdiff.sampling.guidance import Rule, Scale, cfg
+from jaxdiff.sampling.momentum import Push
 
 Image = Float[Array, "b h w c"]
 PerImage = Float[Array, "b 1 1 1"]
@@ -73,24 +75,32 @@ class Rescale:
 class APG:
     """Adaptive projected guidance: the part of the push along the believed image, which saturates it, is held back.
 
-    The paper's momentum is left out (its beta = 0): a running average over the steps is a memory, and a `Denoise` has
-    none, so that solvers may ask it twice in a step or between steps. Source: arXiv:2410.02416, Sec. 4.
+    `momentum` is a memory of the steps before, which a rule has not: it is added by the solver of `momentum.py`, and a
+    rule made without one is that of the first step. Source: arXiv:2410.02416, Alg. 1.
     """
 
     eta: float = 0.0
     """Share of the part of m - r parallel to m that is kept; 1 keeps it whole, which is CFG."""
     radius: float = math.inf
     """Greatest norm of m - r in an image, in x0's units (2.5 for EDM2's latents, 15 for SDXL's in the paper)."""
+    momentum: float = 0.0
+    """Weight of the running average that is added to m - r, in (-1, 1): -0.75 to -0.5 in the paper; 0: none."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.eta):
             raise ValueError(f"eta = {self.eta} is not allowed: a finite number, 0 to 1 in the paper (--guidance.eta)")
         if not self.radius > 0:
             raise ValueError(f"radius = {self.radius} is not allowed: above 0, inf for none (--guidance.radius)")
+        if not -1 < self.momentum < 1:
+            raise ValueError(
+                f"momentum = {self.momentum} is not allowed: between -1 and 1, 0 for none (--guidance.momentum)"
+            )
 
-    def __call__(self, scale: Scale) -> Rule:
+    def __call__(self, scale: Scale, remembered: Push = lambda difference: difference) -> Rule:
+        """The rule; `remembered` gives m - r its momentum."""
+
         def rule(main: Estimate, ref: Estimate, x: Image, cur: Level) -> Estimate:
-            push = main.x0 - ref.x0
+            push = remembered(main.x0 - ref.x0)
             push *= jnp.minimum(1.0, self.radius / jnp.sqrt(jnp.maximum(_dot(push, push), TINY)))
             parallel = _dot(push, main.x0) / jnp.maximum(_dot(main.x0, main.x0), TINY) * main.x0
             x0 = main.x0 + (_each(scale, x) - 1) * (push - (1 - self.eta) * parallel)

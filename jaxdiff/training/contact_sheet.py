@@ -1,9 +1,10 @@
 """Pictures side by side in one, and PNG files."""
 
+import io
 import math
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -23,8 +24,10 @@ def contact_sheet(images: UInt8[np.ndarray, "n h w c"], columns: int | None = No
     return sheet
 
 
-def save_png(path: Path, image: UInt8[np.ndarray, "h w c"]) -> None:
+def save_png(path: epath.PathLike, image: UInt8[np.ndarray, "h w c"]) -> None:
     """Writes an RGB or grey picture, under its own name only when it is whole."""
+    path, encoded = epath.Path(path), io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(encoded, "PNG")
     part = path.with_suffix(".part")
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(part, "PNG")
+    part.write_bytes(encoded.getvalue())
     part.replace(path)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import tempfile
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Array, Float, UInt8
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from jaxdiff.training.contact_sheet import contact_sheet, save_png
+from jaxdiff.training.workdir import append_line, write_json
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +26,8 @@ AHEAD = 2
 """Steps that may wait for the devices: enough to keep them busy, few enough that a signal is soon obeyed."""
 BLOW_UP = 20.0
 """A mean loss this many times the smallest one so far is a divergence."""
+UPLOAD = 60.0
+"""Seconds between copies of the TensorBoard logs to an object store, which cannot add to a file."""
 
 
 class Diverged(Exception):
@@ -36,12 +41,19 @@ class Monitor:
     `quiet`, as on all hosts but the first, it only checks.
     """
 
-    def __init__(self, workdir: Path, start: int, steps: int, batch_size: int, every: int, quiet: bool = False):
-        self._workdir, self._every, self._batch_size = workdir, every, batch_size
+    def __init__(
+        self, workdir: epath.PathLike, start: int, steps: int, batch_size: int, every: int, quiet: bool = False
+    ):
+        self._workdir, self._every, self._batch_size = epath.Path(workdir), every, batch_size
         self._pending: list[tuple[int, Mapping[str, Array]]] = []
         self._history: deque[tuple[int, float]] = deque(maxlen=HISTORY)
         self._best = float("inf")
-        self._writer = None if quiet else SummaryWriter(str(workdir / "logs"))
+        remote = "://" in str(workdir)
+        self._local = tempfile.TemporaryDirectory() if remote and not quiet else None
+        self._uploaded = time.monotonic()
+        self._writer = (
+            None if quiet else SummaryWriter(self._local.name if self._local else str(self._workdir / "logs"))
+        )
         self._bar = tqdm(total=steps, initial=start, unit="step", disable=quiet, dynamic_ncols=True, mininterval=0)
         self._clock = time.monotonic()
 
@@ -90,7 +102,8 @@ class Monitor:
             "grad_norm_by_module": norms,
         }
         path = self._workdir / "diagnosis.json"
-        path.write_text(json.dumps(diagnosis, indent=1))
+        if jax.process_index() == 0:
+            write_json(path, diagnosis)
         worst = ", ".join(f"{k} {v:.3g}" for k, v in list(norms.items())[:3])
         past = ", ".join(f"{v:.4g}" for _, v in list(self._history)[-5:]) or "none"
         raise Diverged(
@@ -104,14 +117,15 @@ class Monitor:
         if self._writer:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
+            if self._local and time.monotonic() > self._uploaded + UPLOAD:
+                self._upload(self._local.name)
 
     def validation(self, step: int, logsnr: Float[Array, "n"], loss: Float[np.ndarray, "n"]) -> None:
         """Writes the loss by noise level: TensorBoard, and a line of `validation.jsonl`."""
         self._clock = time.monotonic()  # time spent here is not training time
         if self._writer:
             record = {"step": step, "logsnr": np.asarray(logsnr).tolist(), "loss": loss.tolist()}
-            with (self._workdir / "validation.jsonl").open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            append_line(self._workdir / "validation.jsonl", json.dumps(record))
             named = {f"validation/logsnr_{s:+.1f}": v for s, v in zip(record["logsnr"], loss, strict=True)}
             self.scalars(step, named | {"validation/loss": float(np.mean(loss))})
 
@@ -120,8 +134,7 @@ class Monitor:
         self._clock = time.monotonic()
         if self._writer:
             record = {"step": step, "bits_per_dim": bits, "bound": "continuous", "images": images}
-            with (self._workdir / "validation.jsonl").open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            append_line(self._workdir / "validation.jsonl", json.dumps(record))
             self.scalars(step, {"validation/bits_per_dim": bits})
 
     def preview(self, step: int, images: UInt8[np.ndarray, "n h w c"]) -> None:
@@ -138,3 +151,15 @@ class Monitor:
         self._bar.close()
         if self._writer:
             self._writer.close()
+        if self._local:
+            self._upload(self._local.name)
+            self._local.cleanup()
+
+    def _upload(self, logs: str) -> None:
+        if self._writer:
+            self._writer.flush()  # does nothing once it is closed
+        folder = self._workdir / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in Path(logs).iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        self._uploaded = time.monotonic()

@@ -5,14 +5,16 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from jaxdiff.core.types import Params
 from jaxdiff.training import ema
@@ -132,3 +134,13 @@ def one_line(error: BaseException) -> str:
     words = (os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES))
     found = next((w for w in words if w in text), None) if len(text) > 120 else None
     return found or f"{type(error).__name__}: {text}".splitlines()[0][:300]
+
+
+def fingerprint(params: PyTree[Array]) -> str:
+    """The SHA-256 of all arrays, in the order of their names."""
+    whole = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(params):
+        array = np.asarray(leaf)
+        whole.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        whole.update(array.tobytes())
+    return whole.hexdigest()

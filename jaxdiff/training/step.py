@@ -18,8 +18,8 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 def to_unit(image: Array) -> Float[Array, "b h w c"]:
-    """uint8 -> float32 in [-1, 1]."""
-    return image.astype(jnp.float32) / 127.5 - 1
+    """uint8 -> float32 in [-1, 1]; latents, which are float32, as they are."""
+    return image.astype(jnp.float32) / 127.5 - 1 if image.dtype == jnp.uint8 else image
 
 
 def conditions(raw: Raw) -> Cond:

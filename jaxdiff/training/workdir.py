@@ -109,9 +109,22 @@ def _differences(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any,
 
 
 def write_json(file: epath.Path, content: Json) -> None:
-    """Writes the file whole or, if the process is killed, not at all."""
+    """Writes the file whole or, if the process is killed, not at all.
+
+    An object store has no renaming: there the part is copied and deleted, and a copy, too, is whole or not there.
+    """
     part = file.parent / f".{file.name}.part"
     part.write_text(json.dumps(content, indent=1))
+    part.replace(file)
+
+
+def append_line(file: epath.Path, line: str) -> None:
+    """Adds a line to a text file, which then holds all of it or, if the process is killed, none.
+
+    The file is written anew: an object store cannot add to one.
+    """
+    part = file.parent / f".{file.name}.part"
+    part.write_text((file.read_text() if file.exists() else "") + line + "\n")
     part.replace(file)
 
 

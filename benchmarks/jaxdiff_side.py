@@ -1,0 +1,156 @@
+"""jaxdiff's side: the step of train.py and the scan of sample.py, on the devices that they use."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.flops import count_flops
+from benchmarks.sizes import BETAS, CHANNELS, CLIP, DECAY, DROPOUT, RATE, SIDE, TIMES, Size, Spec, spec_of
+from benchmarks.worker import Case, repeat, serve
+from jaxdiff import build
+from jaxdiff.config import Config, Sampling
+from jaxdiff.core import grids, paths, predictions, times
+from jaxdiff.core.predictions import PathTime
+from jaxdiff.data import Data
+from jaxdiff.networks.apply import init_params
+from jaxdiff.networks.axes import parameter_axes
+from jaxdiff.networks.dit import DiT
+from jaxdiff.objectives.denoising import Denoising
+from jaxdiff.presets import preset
+from jaxdiff.sampler import Guides, Weights, denoise_of, levels_of, scales_of, to_uint8
+from jaxdiff.sampling.ddim import DDIM
+from jaxdiff.sampling.sample import image_keys, initial, sample
+from jaxdiff.training.ema import Decay
+from jaxdiff.training.engine import jit_engine
+from jaxdiff.training.optim import AdamW, Optim, optimizer
+from jaxdiff.training.sharding import make_mesh, partition, replicated, shard_batch
+from jaxdiff.training.state import Purpose, TrainState, key_for, use_every_core
+from jaxdiff.training.step import init_state, make_step
+
+
+def config_of(spec: Spec) -> Config:
+    """The preset cifar10_ddpm, or the DiT of `spec.size` on the same chain, sampled by DDIM."""
+    size = Size(*spec.size)
+    if spec.network == "unet":
+        config = preset("cifar10_ddpm")
+        network = config.network.clone(channels=size.channels, dropout=DROPOUT["unet"])
+        config = dataclasses.replace(config, network=network)
+    else:
+        chain = paths.DiscreteVP(TIMES, paths.LinearBetas(*BETAS))
+        config = Config(
+            data=Data("records:latents", size=SIDE, channels=CHANNELS["dit"], labels=False),
+            network=DiT(patch=2, width=size.width, depth=size.depth, heads=size.heads),
+            objective=Denoising(
+                path=chain, prediction=predictions.Eps(PathTime(chain, offset=-1.0)), times=times.UniformSteps(TIMES)
+            ),
+            optim=Optim(learning_rate=RATE, rule=AdamW(), clip=CLIP["dit"]),
+            ema=(Decay(DECAY),),
+            grid=grids.Trailing(TIMES),
+        )
+    sampling = Sampling(steps=spec.calls)
+    return dataclasses.replace(config, batch_size=spec.batch, solver=DDIM(), sampling=sampling)
+
+
+def image_shape(spec: Spec) -> tuple[int, int, int]:
+    """Height, width and channels."""
+    return spec.side, spec.side, CHANNELS[spec.network]
+
+
+def make(fields: dict) -> Case:
+    """The case of a spec, in a process that has not used its devices yet."""
+    spec = spec_of(fields)
+    use_every_core(spec.batch)
+    return training(config_of(spec), image_shape(spec)) if spec.task == "train" else sampling_case(spec)
+
+
+def training(config: Config, shape: tuple[int, int, int]) -> Case:
+    """The step of train.py: loss, gradient, clipping, Adam, average; the state is donated."""
+    mesh = make_mesh(config.mesh)
+    rule = optimizer(config.optim, config.steps)
+
+    def init() -> TrainState:
+        params = {"network": init_params(config.network, key_for(config.seed, 0, Purpose.INIT), shape, {})}
+        return init_state(params, rule, config.ema)
+
+    abstract = jax.eval_shape(init)
+    places = partition(abstract, mesh, parameter_axes)
+    state = jax.jit(init, out_shardings=places, compiler_options={"xla_backend_optimization_level": 0})()
+    step = make_step(build.loss_fn(config), rule, config.ema, config.seed)
+    engine = jit_engine(mesh, step, places, config.batch_size)
+    image = np.random.default_rng(0).integers(0, 256, (config.batch_size, *shape), np.uint8)
+    holder = [engine.spread(state)]
+
+    def run() -> None:
+        holder[0], metrics = engine.step(holder[0], {"image": image})
+        jax.block_until_ready((holder[0], metrics))
+
+    flops = count_flops(step, abstract, {"image": jax.ShapeDtypeStruct(image.shape, image.dtype)})
+    return Case(run, flops, count(abstract.params), about())
+
+
+def sampling_case(spec: Spec) -> Case:
+    """The sampler of sample.py, for images of any number of channels: one network call in each step of the scan."""
+    config, shape = config_of(spec), image_shape(spec)
+    mesh = make_mesh(config.mesh)
+    path = config.objective.path_of({})
+    levels = jax.device_put(levels_of(config, path), replicated(mesh))
+    key = jax.random.key(0)
+    params = jax.jit(lambda: {"network": init_params(config.network, key, shape, {})})()
+    params = jax.device_put(params, partition(params, mesh, parameter_axes))
+
+    @jax.jit
+    def sampler(params: Any, indices: jax.Array, levels: Any) -> jax.Array:
+        keys = image_keys(0, indices)
+        denoise = denoise_of(config, Guides(), Weights(params), {}, scales_of(config))
+        x = initial(keys, shape, jax.tree.map(lambda a: a[0], levels))
+        return to_uint8(sample(keys, x, levels, denoise, config.solver))
+
+    indices = shard_batch(mesh, {"index": np.arange(spec.batch, dtype=np.int32)})["index"]
+
+    def run() -> None:
+        with jax.set_mesh(mesh):
+            sampler(params, indices, levels).block_until_ready()
+
+    return Case(run, count_flops(sampler, params, indices, levels), count(params), about())
+
+
+def count(params: Any) -> int:
+    """How many numbers there are."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def about() -> dict[str, object]:
+    """The library's version and devices."""
+    return {"version": f"jax {jax.__version__}", "devices": jax.device_count()}
+
+
+def peaks(seconds: float, quick: bool = False) -> dict[str, float]:
+    """Operations per second of float32 matrix products and 3 x 3 convolutions, the best of a few shapes."""
+    n = 256 if quick else 2048
+    a = jnp.ones((n, n))
+    matmul = jax.jit(jnp.matmul)
+    best = {"matmul": 2.0 * n**3 / fastest(lambda: matmul(a, a).block_until_ready(), seconds), "conv": 0.0}
+    for side, channels in ((32, 128), (16, 256)):
+        batch = 1 if quick else 16
+        x, w = jnp.ones((batch, side, side, channels)), jnp.ones((3, 3, channels, channels))
+        conv = jax.jit(lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=LAYOUT))
+        time = fastest(lambda conv=conv, x=x, w=w: conv(x, w).block_until_ready(), seconds)
+        best["conv"] = max(best["conv"], 2.0 * 9 * x.size * channels / time)
+    return best
+
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def fastest(run: Any, seconds: float) -> float:
+    """The time of the fastest of many runs: a peak is what the machine can do when nothing disturbs it."""
+    run()
+    return min(repeat(run, seconds, 3))
+
+
+if __name__ == "__main__":
+    serve(make, {"peaks": peaks})
