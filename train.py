@@ -15,8 +15,7 @@ from etils import epath
 
 from jaxdiff import build, cli, sampler
 from jaxdiff.config import Config, to_json
-from jaxdiff.data import batches, header_of, open_source, open_validation, validation_batches
-from jaxdiff.networks.axes import parameter_axes
+from jaxdiff.data import Source, batches, header_of, open_source, open_validation, validation_batches
 from jaxdiff.objectives.vdm import VDM
 from jaxdiff.presets import PRESETS, preset
 from jaxdiff.training import hosts
@@ -24,10 +23,9 @@ from jaxdiff.training.checkpoint import open_checkpoints
 from jaxdiff.training.engine import DEVICES, jit_engine, pmap_engine
 from jaxdiff.training.interrupt import Interrupt
 from jaxdiff.training.monitor import Monitor
-from jaxdiff.training.optim import optimizer
-from jaxdiff.training.sharding import make_mesh, partition, rows_here, shard_batch
+from jaxdiff.training.sharding import make_mesh, rows_here, shard_batch
 from jaxdiff.training.state import Purpose, key_for, use_every_core
-from jaxdiff.training.step import averaged, init_state, make_step
+from jaxdiff.training.step import averaged
 from jaxdiff.training.validate import continuous_bits, make_validate
 from jaxdiff.training.workdir import prepare_workdir
 
@@ -86,18 +84,12 @@ def train(config: Config, workdir: epath.Path) -> None:
     mesh, first = make_mesh(config.mesh), hosts.is_first()
 
     # The state: new, or the last checkpoint's.
-    rule = optimizer(config.optim, config.steps)
-
-    def init():
-        return init_state(build.init_run(config, key_for(config.seed, 0, Purpose.INIT)), rule, config.ema)
-
-    abstract = jax.eval_shape(init)
-    places = partition(abstract, mesh, parameter_axes)
-    abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), abstract, places)
+    init, abstract = build.state_fn(config, mesh)
     checkpoints = open_checkpoints(workdir, config.keep, config.keep_every or None)
     restored = checkpoints.restore_latest(abstract)
     # A hundred small random draws that run once: on a CPU, optimising them would take longest.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     state = restored[1] if restored else jax.jit(init, out_shardings=places, compiler_options=options)()
     rows = rows_here(mesh, config.batch_size)
     data = batches(config.data, source, config.batch_size, config.seed, rows)
@@ -106,11 +98,10 @@ def train(config: Config, workdir: epath.Path) -> None:
     start = int(state.step)
 
     # What runs on the devices.
-    one = functools.partial(make_step, build.loss_fn(config), rule, config.ema, config.seed, config.optim.accumulate)
     if config.engine == "pmap":
-        engine = pmap_engine(mesh, one(DEVICES))
+        engine = pmap_engine(mesh, build.step_fn(config, DEVICES))
     else:
-        engine = jit_engine(mesh, one(), places, config.batch_size)
+        engine = jit_engine(mesh, build.step_fn(config), abstract, config.batch_size)
     validate = make_validate(build.losses_fn(config))
     bounded = isinstance(config.objective, VDM)  # its loss is a bound on the bits per dimension
     held_out = open_validation(config.data) if config.validate_every or bounded else None
@@ -127,7 +118,7 @@ def train(config: Config, workdir: epath.Path) -> None:
     monitor = Monitor(workdir, start, config.steps, config.batch_size, config.log_every, quiet=not first)
     summary, stopped = "", None
 
-    def pages():
+    def pages(held_out: Source):
         for page in validation_batches(config.data, held_out, config.batch_size, rows):
             yield shard_batch(mesh, page, config.batch_size)
 
@@ -138,8 +129,8 @@ def train(config: Config, workdir: epath.Path) -> None:
                 state, metrics = engine.step(state, next(data))
                 monitor.push(step, metrics)
                 final = step == config.steps
-                validates = held_out is not None and (final or is_due(step, config.validate_every))
-                previews = preview is not None and (final or is_due(step, config.preview_every))
+                validates = final or is_due(step, config.validate_every)
+                previews = final or is_due(step, config.preview_every)
                 stopped = interrupt.reached(step)
                 saves = final or stopped is not None or is_due(step, config.save_every)
                 if not (validates or previews or saves):
@@ -147,16 +138,16 @@ def train(config: Config, workdir: epath.Path) -> None:
                 monitor.check()  # a state that is not finite is never shown or saved
                 now = engine.whole(state)
 
-                if validates:
+                if held_out is not None and validates:
                     times, logsnrs = build.validation_times(config, now.params)
                     key = key_for(config.seed, 0, Purpose.VALIDATE)
-                    monitor.validation(step, logsnrs, validate(averaged(now), key, times, pages()))
+                    monitor.validation(step, logsnrs, validate(averaged(now), key, times, pages(held_out)))
                     if bounded and final:
-                        bits = continuous_bits(validate, averaged(now), key, pages)
+                        bits = continuous_bits(validate, averaged(now), key, functools.partial(pages, held_out))
                         monitor.bits_per_dim(step, bits, len(held_out))
                         summary = f"bits/dim {bits:.3f} (continuous bound) on {len(held_out)} validation images"
 
-                if previews:
+                if preview is not None and previews:
                     monitor.preview(step, preview(averaged(now)))
 
                 if saves:

@@ -186,7 +186,8 @@ def plot(record: Json, path: Path) -> None:
     left.set(ylabel="speed, jaxdiff = 1", title="the same work, side by side")
     left.axhline(1.0, color="black", lw=0.6)
     if names:
-        left.legend(fontsize=8)
+        left.set_ylim(0, 1.25 * left.get_ylim()[1])
+        left.legend(fontsize=8, ncols=3, loc="upper center")
     for axis, points in growth_of(sections).items():
         first = points[0]
         x, y = [p["value"] / first["value"] for p in points], [p["median"] / first["median"] for p in points]

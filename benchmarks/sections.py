@@ -17,6 +17,8 @@ COLD = {
 """Nothing that was compiled before is used again."""
 SAME_PARAMETERS, SAME_FLOPS = 0.01, 0.01
 """How much jaxdiff's and PyTorch's networks may differ, as a fraction."""
+MOST = 4096
+"""Images a chip, beyond which no one looks."""
 
 
 class Settings(NamedTuple):
@@ -150,21 +152,27 @@ def checkpoints(settings: Settings) -> Result:
 
 def tpu(settings: Settings) -> Result:
     """DiT-XL/2 for one v5e and for eight of them, jaxdiff and the plain DiT."""
-    searches = (
+    # Side, slice, and in images a chip: where the search starts and its steps.
+    searches = [
         ("jaxdiff", "v5e:1x1", 64, 16),
-        ("jaxdiff, no remat", "v5e:1x1", 2, 1),
-        ("plain Flax", "v5e:1x1", 1, 1),
-        ("plain Flax, donated", "v5e:1x1", 2, 1),
+        ("jaxdiff, no remat", "v5e:1x1", 8, 2),
+        ("plain Flax", "v5e:1x1", 2, 2),
+        ("plain Flax, donated", "v5e:1x1", 8, 2),
         ("jaxdiff", "v5e:2x4", 256, 64),
-        ("plain Flax, donated", "v5e:2x4", 2, 1),
-    )
+        ("plain Flax, donated", "v5e:2x4", 0, 2),
+    ]
     if settings.quick:
-        searches = (("jaxdiff", "v5e:1x1", 4096, 4096), ("plain Flax", "v5e:1x1", 512, 512))
+        searches = [("jaxdiff", "v5e:1x1", 512, 512), ("plain Flax", "v5e:1x1", 512, 512)]
+    best: dict[str, int] = {}
     points = []
     for side, topology, start, unit in searches:
-        about = {"side": side, "topology": topology}
+        about: Result = {"side": side, "topology": topology}
+        # A slice whose chips each hold the whole state has room for no more images a chip than one chip.
+        start, most = (start, MOST) if start else (best.get(side, 0),) * 2
         depth = 1 if settings.quick else 28
-        points.append(about | call("tpu", "search", start=start, unit=unit, depth=depth, **about))
+        about |= call("tpu", "search", start=start, unit=unit, most=most, depth=depth, **about)
+        points.append(about)
+        best.setdefault(side, about.get("batch", 0))
         settings.log(f"  {side}, {topology}: {points[-1].get('error') or points[-1]['batch']}")
     return {"points": points}
 
@@ -176,10 +184,10 @@ def growth(settings: Settings) -> Result:
     scan = Spec("dit", "sample", 8, size=small)
     unet = Spec("unet", "sample", 32, calls=2, size=small)
     axes: dict[str, list[tuple[int, Spec]]] = {
-        "batch": [(n, train._replace(batch=n)) for n in (2, 4, 8, 16, 32)],
+        "batch": [(n, train._replace(batch=n)) for n in (2, 8, 32)],
         "resolution": [(n, train._replace(batch=2, side=n)) for n in (16, 32, 64)],
-        "depth": [(n, train._replace(size=small._replace(depth=n))) for n in (2, 4, 8, 16)],
-        "steps": [(n, scan._replace(calls=n)) for n in (2, 4, 8, 16)],
+        "depth": [(n, train._replace(size=small._replace(depth=n))) for n in (3, 6, 12)],
+        "steps": [(n, scan._replace(calls=n)) for n in (4, 8, 16)],
         "devices": [(n, unet) for n in (1, 2) if n <= (os.cpu_count() or 1)],
     }
     if settings.quick:

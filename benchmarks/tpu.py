@@ -19,18 +19,15 @@ from benchmarks.plain_dit import PlainDiT, plain_state, plain_step
 from benchmarks.sizes import SIDE, Spec
 from benchmarks.worker import serve
 from jaxdiff import build
-from jaxdiff.commands.plan_step import abstract_batch, abstract_state, open_slice
+from jaxdiff.commands.plan_step import abstract_batch, open_slice
 from jaxdiff.networks.dit import DiT
 from jaxdiff.planning.chips import parse_slice
 from jaxdiff.planning.search import largest
-from jaxdiff.training.optim import optimizer
-from jaxdiff.training.sharding import MeshShape, make_mesh, replicated
-from jaxdiff.training.step import make_step
+from jaxdiff.training.engine import jit_step
+from jaxdiff.training.sharding import MeshShape, make_mesh
 
 GIB = 2**30
 SHAPE = (SIDE, SIDE, 4)
-MOST = 8192
-"""Images of a batch, beyond which no one looks."""
 
 
 class Program(NamedTuple):
@@ -47,10 +44,8 @@ def jaxdiff_program(devices: list[Any], batch: int, depth: int, fsdp: bool, rema
     shape = MeshShape(fsdp=len(devices)) if fsdp else MeshShape()
     config = dataclasses.replace(config_of(Spec("dit", "train", batch)), network=network, batch_size=batch, mesh=shape)
     mesh = make_mesh(shape, devices)
-    state, images = abstract_state(config, mesh), abstract_batch(config, mesh)
-    step = make_step(build.loss_fn(config), optimizer(config.optim, config.steps), config.ema, config.seed)
-    places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return Program(jax.jit(step, donate_argnums=0, out_shardings=(places, replicated(mesh))), (state, images), mesh)
+    (_, state), images = build.state_fn(config, mesh), abstract_batch(config, mesh)
+    return Program(jit_step(mesh, build.step_fn(config), state), (state, images), mesh)
 
 
 def plain_program(devices: list[Any], batch: int, depth: int, donate: bool) -> Program:
@@ -81,8 +76,8 @@ def compile_one(program: Program) -> dict[str, float | bool | str]:
     return {"fits": True, "seconds": time.perf_counter() - start, "hbm": peak, "state": state}
 
 
-def search(side: str, topology: str, start: int, unit: int, depth: int = 28) -> dict[str, Any]:
-    """The largest batch on a slice, to a multiple of `unit` images a chip, and what was compiled on the way."""
+def search(side: str, topology: str, start: int, unit: int, most: int, depth: int = 28) -> dict[str, Any]:
+    """The largest batch on a slice up to `most` images a chip, in steps of `unit`, and what was compiled on the way."""
     devices = open_slice(parse_slice(topology))
     tried: dict[int, dict[str, Any]] = {}
     make = SIDES[side]
@@ -92,7 +87,7 @@ def search(side: str, topology: str, start: int, unit: int, depth: int = 28) -> 
         return bool(tried[batch]["fits"])
 
     n = len(devices)
-    best = largest(fits, unit * n, start * n, MOST)
+    best = largest(fits, unit * n, start * n, most * n)
     return {"batch": best, "chips": n, "tried": tried, "at": tried.get(best, {})}
 
 

@@ -1,9 +1,10 @@
 """From a config to functions: the network's `ApplyFn`, the loss, what is validated."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from jaxdiff.config import Config
@@ -11,9 +12,13 @@ from jaxdiff.core.gaussian import logsnr
 from jaxdiff.core.times import Stratified
 from jaxdiff.core.types import ApplyFn, Params
 from jaxdiff.networks.apply import Perturbed, apply_fn, init_params
+from jaxdiff.networks.axes import parameter_axes
 from jaxdiff.objectives.base import Batch
 from jaxdiff.objectives.vdm import VDM
-from jaxdiff.training.step import Loss, conditions, to_unit
+from jaxdiff.training.optim import optimizer
+from jaxdiff.training.sharding import partition
+from jaxdiff.training.state import Purpose, TrainState, key_for
+from jaxdiff.training.step import Loss, Metrics, Raw, conditions, init_state, make_step, to_unit
 from jaxdiff.training.validate import Losses
 
 
@@ -40,6 +45,24 @@ def loss_fn(config: Config) -> Loss:
         return config.objective(apply, params, key, Batch(to_unit(raw["image"]), conditions(raw), row, total))
 
     return loss
+
+
+def step_fn(config: Config, axis: str | None = None) -> Callable[[TrainState, Raw], tuple[TrainState, Metrics]]:
+    """(state, raw batch) -> (state, metrics): the run's training step, not yet jitted; `axis` as in `make_step`."""
+    rule = optimizer(config.optim, config.steps)
+    return make_step(loss_fn(config), rule, config.ema, config.seed, config.optim.accumulate, axis)
+
+
+def state_fn(config: Config, mesh: Mesh) -> tuple[Callable[[], TrainState], TrainState]:
+    """(what makes the first state, its shapes with their places on the mesh)."""
+
+    def init() -> TrainState:
+        params = init_run(config, key_for(config.seed, 0, Purpose.INIT))
+        return init_state(params, optimizer(config.optim, config.steps), config.ema)
+
+    abstract = jax.eval_shape(init)
+    places = partition(abstract, mesh, parameter_axes)
+    return init, jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), abstract, places)
 
 
 def apply_run(config: Config, perturbed: Perturbed | None = None) -> ApplyFn:

@@ -1,6 +1,7 @@
 """Several real processes on this machine that run one of the commands together."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -58,7 +59,7 @@ class Job:
     def errors(self, i: int = 0) -> list[str]:
         """What a process says on standard error, without the progress bar."""
         lines = self.outputs[i][1].read_text().replace("\r", "\n").splitlines()
-        return [line for line in lines if line.strip() and "step/s" not in line and "batch/s" not in line]
+        return [line for line in lines if line.strip() and not re.search(r"\d+/\d+ \[", line)]
 
     def passed(self) -> "Job":
         codes = self.wait()

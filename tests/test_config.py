@@ -55,7 +55,7 @@ def test_preset_builds(name):
         raw["augment"] = jax.ShapeDtypeStruct((b, 9), jnp.float32)
     row = jax.ShapeDtypeStruct((b,), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    loss, _ = jax.eval_shape(build.loss_fn(config), params, key, raw, row)
+    loss, _ = jax.eval_shape(lambda *args: build.loss_fn(config)(*args, b), params, key, raw, row)
     assert loss.shape == () and loss.dtype == jnp.float32
     losses = jax.eval_shape(build.losses_fn(config), params, key, raw, row, jax.ShapeDtypeStruct((b,), jnp.float32))
     assert losses.shape == (b,)

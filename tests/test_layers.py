@@ -46,6 +46,9 @@ LEAVES: dict[str, set[str]] = {
     "tensorflow_datasets": {"data/tfds.py"},
     "safetensors": {"pretrained/safetensors.py"},
     "tokenizers": set(),
+    "apache_beam": set(),
+    "array_record": set(),
+    "libtpu": set(),
     "pydicom": set(),
     "gradio": set(),
 }

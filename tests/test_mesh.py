@@ -1,7 +1,6 @@
 """Whatever the mesh, and with `jit` as with `pmap`: the same losses, the same parameters; parts where they belong."""
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import jax
@@ -10,16 +9,14 @@ import pytest
 
 from jaxdiff import build
 from jaxdiff.config import Config
-from jaxdiff.networks.axes import parameter_axes
 from jaxdiff.networks.dit import DiT
 from jaxdiff.networks.unet import UNet
 from jaxdiff.presets import preset
 from jaxdiff.training.checkpoint import open_checkpoints
 from jaxdiff.training.engine import DEVICES, Engine, jit_engine, pmap_engine
-from jaxdiff.training.optim import SGD, Constant, Optim, optimizer
-from jaxdiff.training.sharding import MeshShape, make_mesh, partition
-from jaxdiff.training.state import Purpose, TrainState, key_for
-from jaxdiff.training.step import init_state, make_step
+from jaxdiff.training.optim import SGD, Constant, Optim
+from jaxdiff.training.sharding import MeshShape, make_mesh
+from jaxdiff.training.state import TrainState
 
 NETWORKS = {
     "dit": DiT(patch=2, width=64, depth=2, heads=4, num_classes=10),
@@ -57,17 +54,13 @@ def config_of(network: str) -> Config:
 def begin(config: Config, devices: int, shape: MeshShape, engine: str = "jit", accumulate: int = 1):
     """(engine, abstract state with its places, first state)."""
     mesh = make_mesh(shape, jax.devices()[:devices])
-    rule = optimizer(config.optim, 10)
-
-    def init() -> TrainState:
-        return init_state(build.init_run(config, key_for(0, 0, Purpose.INIT)), rule, config.ema)
-
-    abstract = jax.eval_shape(init)
-    places = partition(abstract, mesh, parameter_axes)
-    abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), abstract, places)
-    one = functools.partial(make_step, build.loss_fn(config), rule, config.ema, 0, accumulate)
-    run = pmap_engine(mesh, one(DEVICES)) if engine == "pmap" else jit_engine(mesh, one(), places, 16)
-    return run, abstract, jax.jit(init, out_shardings=places)
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, accumulate=accumulate), batch_size=16)
+    init, abstract = build.state_fn(config, mesh)
+    if engine == "pmap":
+        run = pmap_engine(mesh, build.step_fn(config, DEVICES))
+    else:
+        run = jit_engine(mesh, build.step_fn(config), abstract, config.batch_size)
+    return run, abstract, jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))
 
 
 def go(engine: Engine, state: TrainState, steps: int = 3) -> Run:

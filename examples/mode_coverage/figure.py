@@ -3,7 +3,8 @@
     python -m examples.mode_coverage.figure --workdir runs/modes --out docs/mode_coverage
 
 Left to right: real examples, the first samples of the first seed of each method, and the modes covered (of those that a
-perfect generator covers with as many samples) against the operations spent, one line per seed.
+perfect generator covers with as many samples) against the operations spent, one line per seed. The records of `tune`,
+WORKDIR/tuning/*.json, join the record of their task.
 """
 
 import json
@@ -59,6 +60,11 @@ def main(workdir: Path, out: Path) -> None:
         for task in tasks
         if (workdir / f"{task}.json").exists()
     }
+    tried = [
+        {"name": file.stem, **json.loads(file.read_text())} for file in sorted((workdir / "tuning").glob("*.json"))
+    ]
+    if tried and "stacked_mnist" in records:
+        records["stacked_mnist"]["tuning"] = tried
     if not records:
         raise SystemExit(f"error: {workdir} holds no gaussians.json and no stacked_mnist.json (--workdir)")
     figure, axes = plt.subplots(len(records), 5, figsize=(16, 3.4 * len(records)), squeeze=False, layout="constrained")

@@ -2,9 +2,9 @@
 
     python -m examples.mode_coverage.tune 5e-4 --workdir runs/modes --rate-g 5e-4 --rate-d 5e-4
 
-With `--looks 10` it gets the operations that a run of the comparison gets, with 5 half of them, and is measured as those
-are. One training gives two figures, with and without the average of the generator. WORKDIR/tuning/NAME.json is the
-record; `figure` collects them.
+With `--looks 10` it gets the operations that a run of the comparison gets, with 3 three tenths of them, and is measured
+as those are. One training gives two figures, with and without the average of the generator. WORKDIR/tuning/NAME.json is
+the record; `figure` collects them.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class Command:
     """Folder of the comparison."""
     data: Path = Path("../shared/data/mnist_63k.npz")
     """The digits."""
-    looks: int = 5
+    looks: int = 3
     """Tenths of the length of a run of the comparison."""
     recipe: Annotated[gan.Recipe, tyro.conf.arg(name="")] = gan.Recipe(latent=128, batch=32, ema=0.999)
     """What is tried."""

@@ -110,8 +110,19 @@ class Plan(NamedTuple):
         }
 
 
-def make_plan(name: str, config: Config, slice_: Slice, devices: list[Any], efficiency: float, images: int = 0) -> Plan:
-    """Compiles the step, a remedy where it does not fit, and the sampler (of the remedied run) of `images` pictures."""
+def make_plan(
+    name: str,
+    config: Config,
+    slice_: Slice,
+    devices: list[Any],
+    efficiency: float,
+    images: int = 0,
+    samples: bool = True,
+) -> Plan:
+    """Compiles the step, a remedy where it does not fit, and the sampler (of the remedied run) of `images` pictures.
+
+    Without `samples` no sampler.
+    """
     published = preset(name)
     training = plan_training(config, slice_, devices)
     remedy, remedied = "", None
@@ -122,7 +133,7 @@ def make_plan(name: str, config: Config, slice_: Slice, devices: list[Any], effi
             remedy, remedied = found[0].flags, (found[0].config, found[1])
     run = remedied[0] if remedied else config
     count = sampling_batch(run, images, len(devices))
-    sampling = plan_sampling(run, count, slice_, devices)
+    sampling = plan_sampling(run, count, slice_, devices) if samples else None
     total = published.steps * published.batch_size
     return Plan(name, config, slice_, total, efficiency, training, remedy, remedied, sampling, count)
 

@@ -14,16 +14,13 @@ from jaxtyping import Array, PyTree
 from jaxdiff import build, sampler
 from jaxdiff.config import Config
 from jaxdiff.core.types import Level
-from jaxdiff.networks.axes import parameter_axes
 from jaxdiff.networks.classifier import Classifier
 from jaxdiff.planning import collectives, flops, hlo, memory
 from jaxdiff.planning.chips import Slice
 from jaxdiff.planning.report import Program
 from jaxdiff.planning.roofline import roofline
-from jaxdiff.training.optim import optimizer
-from jaxdiff.training.sharding import BATCH, make_mesh, partition, replicated
-from jaxdiff.training.state import Purpose, TrainState, key_for
-from jaxdiff.training.step import init_state, make_step
+from jaxdiff.training.engine import jit_step
+from jaxdiff.training.sharding import BATCH, make_mesh, replicated
 
 ALONE = {
     "TPU_SKIP_MDS_QUERY": "1",  # do not look for a TPU's metadata server
@@ -59,18 +56,6 @@ def open_slice(slice_: Slice) -> list[Any]:
     return list(found.devices)
 
 
-def abstract_state(config: Config, mesh: Mesh) -> TrainState:
-    """The shapes of a run's state, and where on the mesh they lie."""
-    rule = optimizer(config.optim, config.steps)
-
-    def init() -> TrainState:
-        return init_state(build.init_run(config, key_for(config.seed, 0, Purpose.INIT)), rule, config.ema)
-
-    abstract = jax.eval_shape(init)
-    places = partition(abstract, mesh, parameter_axes)
-    return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), abstract, places)
-
-
 def abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a batch, spread over the mesh."""
     b, place = config.batch_size, NamedSharding(mesh, BATCH)
@@ -87,11 +72,8 @@ def plan_training(config: Config, slice_: Slice, devices: list[Any]) -> Program:
     """One training step, as train.py runs it."""
     build.check_devices(config, len(devices))
     mesh = make_mesh(config.mesh, devices)
-    state, batch = abstract_state(config, mesh), abstract_batch(config, mesh)
-    rule = optimizer(config.optim, config.steps)
-    step = make_step(build.loss_fn(config), rule, config.ema, config.seed, config.optim.accumulate)
-    places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, replicated(mesh)))
+    (_, state), batch = build.state_fn(config, mesh), abstract_batch(config, mesh)
+    jitted = jit_step(mesh, build.step_fn(config), state)
     held = {
         "parameters": memory.bytes_per_device(state.params),
         "optimiser": memory.bytes_per_device(state.opt_state),
@@ -106,7 +88,7 @@ def plan_sampling(config: Config, batch_size: int, slice_: Slice, devices: list[
     if isinstance(config.network, Classifier):
         return None
     mesh = make_mesh(config.mesh, devices)
-    state = abstract_state(config, mesh)
+    _, state = build.state_fn(config, mesh)
     weights = sampler.Weights(state.ema[0] if state.ema else state.params)
     rows, whole = NamedSharding(mesh, BATCH), replicated(mesh)
     index = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=rows)
@@ -136,14 +118,16 @@ def plan_program(jitted: Callable, args: PyTree, held: dict[str, int], slice_: S
             seconds = time.monotonic() - started
             return Program(False, reason(error), held, counted, {}, 0.0, None, tuple(notes), seconds)
     seconds = time.monotonic() - started
-    stats = compiled.memory_analysis()
+    stats, text = compiled.memory_analysis(), compiled.as_text()
+    if stats is None or text is None:
+        raise ValueError("this libtpu does not say what a program needs: pip install 'jaxdiff[tpu]' (--topology)")
     # The peak, and not the sum of the sizes: temporaries that never live together share their places.
     hbm = held | {
         "padding": stats.argument_size_in_bytes - sum(held.values()),
         "gradients, activations, temporaries": stats.peak_memory_in_bytes - stats.argument_size_in_bytes,
         "program": stats.generated_code_size_in_bytes,
     }
-    module = hlo.parse(compiled.as_text())
+    module = hlo.parse(text)
     if not all(known for _, _, known in hlo.runs(module)):
         notes.append("loops of unknown length in the compiled program: one turn")
     traffic = collectives.collectives(module)

@@ -32,6 +32,8 @@ class Table:
     """Slices."""
     efficiency: float = 0.4
     """As in `jaxdiff plan PRESET`."""
+    sampling: tuple[str, ...] = ("v5e-8", "v5p-128")
+    """Slices for which the sampler is compiled as well."""
 
     def __post_init__(self) -> None:
         check_efficiency(self.efficiency)
@@ -48,7 +50,7 @@ def run(table: Table) -> None:
         path = table.rows / f"{name}--{text}.json"
         if not path.exists():
             started = time.monotonic()
-            record = row(name, slice_, table.efficiency)
+            record = row(name, slice_, table.efficiency, text in table.sampling)
             write(path, record | {"topology": text, "seconds": round(time.monotonic() - started, 1)})
             print(f"{name} {text}: {record.get('error') or 'made'} in {time.monotonic() - started:.0f} s", flush=True)
         done = [table.rows / f"{n}--{t}.json" for n in names for t in table.topologies]
@@ -57,14 +59,14 @@ def run(table: Table) -> None:
     print("\n".join(lines))
 
 
-def row(name: str, slice_: Any, efficiency: float) -> dict[str, object]:
+def row(name: str, slice_: Any, efficiency: float, samples: bool) -> dict[str, object]:
     """The figures of one row, or the error with which it ended."""
     try:
         config, devices = preset(name), open_slice(slice_)
         parts = len(devices) * config.optim.accumulate
         # A batch that the slice cannot share out grows to one that it can.
         config = dataclasses.replace(config, batch_size=-(-config.batch_size // parts) * parts)
-        return make_plan(name, config, slice_, devices, efficiency).to_json()
+        return make_plan(name, config, slice_, devices, efficiency, samples=samples).to_json()
     except Exception as error:  # a compiler's fault must not end the table
         lines = str(error).splitlines() or [type(error).__name__]
         return {"preset": name, "slice": slice_.name, "error": lines[0], "traceback": traceback.format_exc()[-2000:]}
@@ -91,7 +93,7 @@ def cells(record: dict[str, Any]) -> list[str]:
         out += [f"{step['hbm_bytes_per_chip']['total'] / GIB:.3g}", f"{step['flops']['total'] / 1e12:.4g}"]
         out += [f"{sent / 1e6:.4g}", f"{1e3 * line['total']:.3g}", line["bound"], f"{record['days']:.3g}"]
     if sampling is None:
-        return [*out, "none", "", ""]
+        return [*out, "", "", ""]
     out.append(f"{record['sampling_batch']} x {record['sampling_steps']}")
     if sampling["roofline_seconds"] is None:
         return [*out, "does not fit", ""]

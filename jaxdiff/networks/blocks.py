@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from jaxdiff.networks.axes import constrain
 from jaxdiff.networks.layers import GroupNorm, attention, conv, dense
-from jaxdiff.networks.resample import upsample
+from jaxdiff.networks.resample import upsampled_convolution
 
 Resample: TypeAlias = Callable[[Float[Array, "b h w c"]], Float[Array, "b h2 w2 c"]]
 """Changes the size of an image."""
@@ -121,7 +121,7 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-        return conv(x.shape[-1], 3, self.dtype, self.gain, "conv")(upsample(x))
+        return conv(x.shape[-1], 3, self.dtype, self.gain, "conv", operation=upsampled_convolution)(x)
 
 
 def scaled(x: Float[Array, "..."], factor: float) -> Float[Array, "..."]:

@@ -1,6 +1,7 @@
 """Layers that the networks share: initial values, normalisation, noise and label embeddings."""
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -35,8 +36,9 @@ def conv(
     name: str,
     stride: int = 1,
     padding: str = "SAME",
+    operation: Callable[..., Array] | None = None,
 ) -> nn.Conv:
-    """A ``size x size`` convolution; ``stride = 2`` halves the image."""
+    """A ``size x size`` convolution; ``stride = 2`` halves the image. `operation`: another way to compute it."""
     return nn.Conv(
         features,
         (size, size),
@@ -44,6 +46,7 @@ def conv(
         padding=padding,
         dtype=jnp.dtype(dtype),
         kernel_init=kernel_init(gain),
+        conv_general_dilated=operation,
         name=name,
     )
 

@@ -9,6 +9,7 @@ With taps ``f`` normalised to sum one, per axis::
 Source: arXiv:1904.11486 (why to filter), arXiv:2011.13456, App. H (its use in NCSN++).
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -25,6 +26,30 @@ def upsample(x: Float[Array, "b h w c"], taps: tuple[int, ...] = (1, 1)) -> Floa
     for axis in (1, 2):
         x = _up(x, axis, _normalised(taps))
     return x
+
+
+def upsampled_convolution(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], *_: object, **__: object
+) -> Float[Array, "b h2 w2 d"]:
+    """The 3x3 convolution of ``upsample(x)``, zeros outside, in 4/9 of its products.
+
+    Of three neighbours at the higher density two are copies of one pixel. So each output, by whether its row and its
+    column are even or odd, is a 2x2 convolution of `x`, with a kernel whose rows and columns of copies are added up.
+    The arguments after the kernel, which `nn.Conv` passes as well, are not used.
+    """
+
+    def folded(kernel: Array, odd: int, axis: int) -> Array:
+        first, second, third = jnp.split(kernel, 3, axis)
+        return jnp.concatenate([first + second, third] if odd else [first, second + third], axis)
+
+    def phase(row: int, column: int) -> Array:
+        taps = folded(folded(kernel, row, 0), column, 1)
+        padding = ((1 - row, row), (1 - column, column))
+        return jax.lax.conv_general_dilated(x, taps, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    b, h, w = x.shape[:3]
+    rows = [jnp.stack([phase(row, column) for column in (0, 1)], axis=3) for row in (0, 1)]
+    return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, kernel.shape[-1])
 
 
 def smooth(x: Float[Array, "b h w c"], taps: tuple[int, ...] = (1, 1)) -> Float[Array, "b h3 w3 c"]:

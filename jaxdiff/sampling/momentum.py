@@ -6,8 +6,8 @@ takes the place of d_k, the difference that guidance pushes along, in step k. A 
 asked several times in a step, so the memory is the solver's: `Momentum` is a solver whose state is another solver's
 and a, and which gives that one a denoiser that knows a. All calls of a step see the average of the steps before;
 the first difference of the step, which is the one at its own x and level, makes the next one. A step in which
-nothing is asked, or nothing is guided (outside an interval), and a repeated level, which is no step, leave it alone. Solvers
-whose calls stand in other people's loops (`RK45`) cannot write to it.
+nothing is asked, or nothing is guided (outside an interval), and a repeated level, which is no step, leave it alone.
+Solvers whose calls stand in other people's loops (`RK45`) cannot write to it.
 
 Source: arXiv:2410.02416, Alg. 1, where beta is negative: it holds back what the last steps have pushed already.
 """

@@ -31,9 +31,15 @@ class Engine(NamedTuple):
     """The state as ordinary arrays, to be saved or sampled."""
 
 
-def jit_engine(mesh: Mesh, step: Callable, shardings: TrainState, batch_size: int) -> Engine:
-    """The step compiled for the mesh, with the state where `shardings` says."""
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+def jit_step(mesh: Mesh, step: Callable, abstract: TrainState) -> Any:
+    """The jitted step, whose state, of `abstract`'s shardings, is donated; call or trace it with the mesh in force."""
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, replicated(mesh)))
+
+
+def jit_engine(mesh: Mesh, step: Callable, abstract: TrainState, batch_size: int) -> Engine:
+    """The step compiled for the mesh, with the state where the shardings of `abstract` say."""
+    compiled = jit_step(mesh, step, abstract)
 
     def run(state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, Metrics]:
         with jax.set_mesh(mesh):

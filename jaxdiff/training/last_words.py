@@ -11,7 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 RECORD = re.compile(r"^[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ (\S+):\d+\] ")
 """The head of a record of native code's log: the file that wrote it."""
-SOURCES = ("client.h", "coordination_service.cc", "coordination_service_agent.cc", "preemption_sync_manager.cc")
+SOURCES = (
+    *("client.h", "coordination_service.cc", "coordination_service_agent.cc"),
+    *("preemption_notifier.cc", "preemption_sync_manager.cc"),
+)
 """The files of JAX's coordination service."""
 MORE = re.compile(r"^(Additional GRPC|:UNKNOWN|:UNAVAILABLE|RPC: |The |This |Barrier |INTERNAL|\S*\d+$|$)")
 """How further lines of their records begin."""

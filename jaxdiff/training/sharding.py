@@ -107,7 +107,8 @@ def share(mesh: Mesh) -> int:
 def rows_here(mesh: Mesh, batch_size: int) -> list[int]:
     """The rows of a batch that devices of this process hold, rising."""
     places = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,))
-    return sorted({row for (part,) in places.values() for row in range(*part.indices(batch_size))})
+    parts = [index[0] for index in places.values() if index]
+    return sorted({row for part in parts for row in range(*part.indices(batch_size))})
 
 
 def shard_batch(mesh: Mesh, batch: Mapping[str, Any], batch_size: int | None = None) -> dict[str, Array]:
@@ -122,7 +123,7 @@ def shard_batch(mesh: Mesh, batch: Mapping[str, Any], batch_size: int | None = N
         size = values.shape[0] if batch_size is None else batch_size
         rows = rows_here(mesh, size)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             start, stop, _ = index[0].indices(size)
             first = start if batch_size is None else int(np.searchsorted(rows, start))
             return values[first : first + stop - start]

@@ -35,7 +35,7 @@ def config():
 
 def test_bytes_of_a_state_by_hand(config):
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
-    state = plan_step.abstract_state(config, mesh)
+    state = build.state_fn(config, mesh)[1]
     numbers = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     assert memory.bytes_per_device(state.params) == memory.bytes_per_device(state.ema) == 4 * numbers
     assert memory.bytes_per_device(state.opt_state) == 8 * numbers + 8  # two moments, two counts
@@ -81,7 +81,7 @@ def test_a_real_compilation(tmp_path, capsys):
 
 
 @needs_compiler
-def test_what_does_not_fit_is_said_and_mended(config, monkeypatch):
+def test_what_does_not_fit_is_said_and_mended(config):
     """The compiler's own error; the search for a remedy stops at the first that fits."""
     devices = plan_step.open_slice(parse_slice("v5e:2x2"))
     huge = dataclasses.replace(config, batch_size=2**24)

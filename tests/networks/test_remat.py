@@ -39,9 +39,13 @@ def kept(net, copies=1):
 
 
 def equations(jaxpr):
-    """How many there are, in loops and calls as well."""
-    inner = [p for eqn in jaxpr.eqns for value in eqn.params.values() for p in jax.tree.leaves(value, is_leaf=is_jaxpr)]
-    return len(jaxpr.eqns) + sum(equations(getattr(p, "jaxpr", p)) for p in inner if is_jaxpr(p))
+    """How many the compiler sees: those in calls as well, and those of a loop as often as it is unrolled."""
+
+    def inside(eqn):
+        parts = jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr)
+        return sum(equations(getattr(p, "jaxpr", p)) for p in parts if is_jaxpr(p))
+
+    return sum(1 + eqn.params.get("unroll", 1) * inside(eqn) for eqn in jaxpr.eqns)
 
 
 def is_jaxpr(value):

@@ -3,7 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.networks.resample import depth_to_space, downsample, smooth, space_to_depth, upsample
+from jaxdiff.networks.resample import (
+    depth_to_space,
+    downsample,
+    smooth,
+    space_to_depth,
+    upsample,
+    upsampled_convolution,
+)
 
 FIR = (1, 3, 3, 1)
 KEY = jax.random.key(0)
@@ -67,3 +74,18 @@ def test_space_to_depth_round_trip_and_content():
 def test_taps_that_cannot_work_are_refused(taps):
     with pytest.raises(ValueError, match=r"--network.resample-taps"):
         downsample(jnp.ones((1, 4, 4, 1)), taps)
+
+
+def test_a_convolution_of_an_upsampled_image_is_computed_at_half_its_size():
+    x = jax.random.normal(KEY, (2, 4, 6, 3))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 5))
+
+    def plain(x, kernel):
+        up = jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)
+        return jax.lax.conv_general_dilated(up, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    out, pull = jax.vjp(plain, x, kernel)
+    ours, our_pull = jax.vjp(upsampled_convolution, x, kernel)
+    np.testing.assert_allclose(ours, out, atol=1e-5)
+    for a, b in zip(our_pull(out), pull(out), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3)

@@ -1,13 +1,17 @@
 """Momentum of guidance: a memory that only the steps of a solver write to."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff import sampler
 from jaxdiff.core import gaussian, grids, paths
 from jaxdiff.core.types import Level
 from jaxdiff.names import RULES, SOLVERS, value_of
+from jaxdiff.presets import preset
 from jaxdiff.sampling.ddim import DDIM
 from jaxdiff.sampling.guidance import guided, pair_of
 from jaxdiff.sampling.guidance_rules import APG, Interval
@@ -135,6 +139,14 @@ def test_an_image_is_the_same_alone(beliefs):
     levels = grids.Karras(0.1, 10.0)(paths.LinearVP(), 4)
     run = jax.jit(lambda keys, x: sample(keys, x, levels, never, solver))
     np.testing.assert_allclose(run(KEYS[1:], X[1:] / 10), run(KEYS, X / 10)[1:], atol=1e-5)
+
+
+def test_without_momentum_the_solver_is_the_configs_own():
+    config = preset("emoji")
+    plain = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, guidance=APG()))
+    assert sampler.solver_of(plain, momentum) is plain.solver
+    held = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, guidance=APG(momentum=BETA)))
+    assert sampler.solver_of(held, momentum) == Momentum(config.solver, BETA, momentum)
 
 
 def test_it_is_a_solver_and_its_weight_is_a_number_below_1():
