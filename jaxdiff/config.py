@@ -195,7 +195,10 @@ def from_json(value: Json) -> object:
         name = str(value["type"])
         if name not in VOCABULARY:
             raise ValueError(f"the config holds a {name}, which this version of jaxdiff does not know")
-        return VOCABULARY[name](**{k: from_json(v) for k, v in value.items() if k != "type"})
+        fields = {k: from_json(v) for k, v in value.items() if k != "type"}
+        if isinstance(fields.get("remat"), bool):  # how the U-Net said it before there was a choice
+            fields["remat"] = "full" if fields["remat"] else "none"
+        return VOCABULARY[name](**fields)
     if isinstance(value, list):
         return tuple(from_json(v) for v in value)
     return value
