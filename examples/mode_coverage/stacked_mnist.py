@@ -103,7 +103,7 @@ def players(plan: Plan) -> tuple[Player, Player]:
         num_steps=24,
         transform=threshold.static(),
     )
-    adversarial = gan.Recipe(latent=128, batch=plan.gan_batch, rate_g=5e-4, rate_d=5e-4)
+    adversarial = gan.Recipe(latent=128, batch=plan.gan_batch, rate_g=1e-3, rate_d=1e-3, b1=0.0, ema=0.999)
     return diffusion.diffusion(network, recipe, SHAPE), adversary(plan.hidden, adversarial)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from many import HEARTBEAT, Job, contents, differing, until
 from tiny import TRAIN
 
@@ -91,7 +92,7 @@ def test_a_checkpoint_is_resumed_by_another_number_of_processes(pair, tmp_path, 
         assert differing(before, after) == []
     for name, value in before.items():  # four devices add up in another order
         np.testing.assert_allclose(after[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
-    records = [read_record(w / "checkpoints" / str(2 * EVERY))["data"] for w in (pair, workdir)]
+    records = [read_record(epath.Path(w) / "checkpoints" / str(2 * EVERY))["data"] for w in (pair, workdir)]
     assert records[0] == records[1] == {"step": 2 * EVERY}
 
 
