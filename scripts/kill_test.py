@@ -50,6 +50,7 @@ class Plan:
 def start(plan: Plan, folder: Path, name: str) -> Job:
     """The run in `folder`, from the start or resumed."""
     flags = ["--steps", plan.last, "--save-every", plan.every, "--log-every", 1, "--keep", 3]
+    flags += ["--connect-timeout", 20]  # how long a process waits for one that was killed before they met
     return Job(folder / "said" / name, plan.processes, "train.py", *TRAIN, *flags, "--workdir", folder / "run")
 
 
