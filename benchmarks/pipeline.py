@@ -80,10 +80,12 @@ def loop(seconds: float, turns: int, quick: bool = False) -> dict[str, Any]:
     def init():
         return init_state(build.init_run(config, key_for(config.seed, 0, Purpose.INIT)), rule, config.ema)
 
-    places = partition(jax.eval_shape(init), mesh, parameter_axes)
+    abstract = jax.eval_shape(init)
+    places = partition(abstract, mesh, parameter_axes)
+    placed = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), abstract, places)
     state = jax.jit(init, out_shardings=places, compiler_options={"xla_backend_optimization_level": 0})()
     step = make_step(build.loss_fn(config), rule, config.ema, config.seed)
-    engine = jit_engine(mesh, step, places, config.batch_size)
+    engine = jit_engine(mesh, step, placed, config.batch_size)
     data = batches(config.data, open_source(config.data), config.batch_size, config.seed)
     holder, waited = [engine.spread(state)], [0.0]
 
