@@ -91,6 +91,8 @@ def training(config: Config, shape: tuple[int, int, int]) -> Case:
         holder[0], metrics = engine.step(holder[0], {"image": image})
         jax.block_until_ready((holder[0], metrics))
 
+    plain = dataclasses.replace(config, network=config.network.clone(remat="none"))  # nothing is computed twice
+    step = make_step(build.loss_fn(plain), rule, config.ema, config.seed)
     flops = work_of(step, abstract, {"image": jax.ShapeDtypeStruct(image.shape, image.dtype)})
     return Case(run, flops, count(abstract.params), about())
 
@@ -124,7 +126,8 @@ def sampling_case(spec: Spec) -> Case:
 def work_of(function: Callable, *args: Any) -> float:
     """The operations of the network as it is defined: of upsampling, then a 3x3 convolution of the large image.
 
-    jaxdiff computes the same numbers with fewer; every side's rate is in operations of the definition.
+    jaxdiff computes the same numbers with fewer (and DiT's attention map twice, to save memory): every side's rate is
+    in operations of the definition.
     """
 
     def as_defined(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
