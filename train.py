@@ -13,7 +13,7 @@ import jax
 import tyro
 from etils import epath
 
-from jaxdiff import build, cli, sampler
+from jaxdiff import build, cli, sampler, texts
 from jaxdiff.config import Config, to_json
 from jaxdiff.data import Source, batches, header_of, open_source, open_validation, validation_batches
 from jaxdiff.objectives.vdm import VDM
@@ -78,7 +78,13 @@ def train(config: Config, workdir: epath.Path) -> None:
     config = dataclasses.replace(config, latents=header.latents if header else None)
     build.check_data(config, source.label_names)
     record = {"config": to_json(config), "label_names": list(source.label_names)}
-    prepare_workdir(workdir, record, MAY_CHANGE, flag_of)
+    reader, captions = None, ()
+    if config.data.text:
+        tokenizer, captions = texts.learn_tokenizer(config, source), texts.examples(source)
+        record |= {"tokenizer": tokenizer, "captions": list(captions)}
+        reader = texts.open_reader(config, tokenizer)
+        source = texts.with_captions(config, source, reader)
+    prepare_workdir(workdir, record, MAY_CHANGE, flag_of, build.up_to_date)
     hosts.meet("workdir is prepared")
     build.check_devices(config, jax.device_count())
     mesh, first = make_mesh(config.mesh), hosts.is_first()
@@ -105,7 +111,8 @@ def train(config: Config, workdir: epath.Path) -> None:
     validate = make_validate(build.losses_fn(config))
     bounded = isinstance(config.objective, VDM)  # its loss is a bound on the bits per dimension
     held_out = open_validation(config.data) if config.validate_every or bounded else None
-    preview = sampler.preview(config, mesh) if config.preview_every else None
+    held_out = held_out and texts.with_captions(config, held_out, reader)
+    preview = sampler.preview(config, mesh, reader, captions) if config.preview_every else None
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
     shape = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
     if first:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from jaxdiff.config import Config
+from jaxdiff.config import Config, Json, from_json, to_json
 from jaxdiff.core.gaussian import logsnr
 from jaxdiff.core.times import Stratified
 from jaxdiff.core.types import ApplyFn, Params
@@ -101,11 +101,23 @@ def validation_times(config: Config, params: Params, count: int = 10) -> tuple[F
     return times, logsnr(path(times))
 
 
+def up_to_date(record: Json) -> Json:
+    """The record of a run, with the defaults of fields that its version of the config did not have."""
+    assert isinstance(record, dict)
+    return record | {"config": to_json(from_json(record["config"]))}
+
+
 def check_data(config: Config, label_names: Sequence[str]) -> None:
     """Refuses a network whose classes are not those of the data, and what only pixels allow where it learns latents.
 
     Raises: ValueError.
     """
+    encoder = getattr(config.network, "text_encoder", None)
+    if (config.text == "words") != (encoder is not None):
+        raise ValueError(
+            f"text {config.text!r} does not fit this network: words is for one with a text encoder of its own, "
+            "and for no other (--text)"
+        )
     if config.latents is not None:
         check_threshold(config)
         if isinstance(config.objective, VDM):

@@ -12,8 +12,10 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Generic, NoReturn, TypeVar
 
+import jax
 import tyro
 
+from jaxdiff.data.cache import user_cache
 from jaxdiff.training import hosts
 from jaxdiff.training.hosts import Hosts
 from jaxdiff.training.monitor import Diverged
@@ -45,8 +47,9 @@ def parse(
 ) -> T:
     """The flags as a value of `cls`, after this process has met the others where there are any (`hosts.connect`).
 
-    A mistake ends the program with one line, `--help` prints the help.
+    A mistake ends the program with one line, `--help` prints the help. Compiled programs are kept (`keep_programs`).
     """
+    keep_programs()
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -66,6 +69,13 @@ def parse(
     return line.command
 
 
+def keep_programs() -> None:
+    """Has compiled programs kept for later runs in the user's cache; JAX_COMPILATION_CACHE_DIR names another folder,
+    and empty none."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(user_cache("programs")))
+
+
 def one_line(box: str) -> str:
     """The sentences of tyro's framed error message, without the frame, the help texts and the advice."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
@@ -76,6 +86,11 @@ def one_line(box: str) -> str:
             break
         kept.append(row)
     return " ".join(row for row in kept if row)
+
+
+def code_of(error: BaseException) -> int:
+    """2 where starting again would end alike, which is a mistake or a divergence; 1 where it may help."""
+    return 2 if isinstance(error, ValueError | FileNotFoundError | Diverged) else 1
 
 
 @contextlib.contextmanager
@@ -94,7 +109,7 @@ def user_errors() -> Iterator[None]:
                 hosts.end("stopped by SIGINT", 128 + signal.SIGINT)
             if not (one_line or hosts.is_broken(str(error))):
                 traceback.print_exc()
-            hosts.end(str(error) if one_line else f"{type(error).__name__}: {error}", 1)
+            hosts.end(str(error) if one_line else f"{type(error).__name__}: {error}", code_of(error))
         if not one_line:
             raise
-        fail(str(error), code=1)
+        fail(str(error), code_of(error))

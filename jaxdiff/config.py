@@ -15,6 +15,7 @@ from jaxdiff.data import Data, Latents
 from jaxdiff.networks.classifier import Classifier
 from jaxdiff.networks.dit import DiT
 from jaxdiff.networks.schedule import LearnedSchedule
+from jaxdiff.networks.text_transformer import TextTransformer
 from jaxdiff.networks.unet import UNet
 from jaxdiff.objectives.classification import Classification
 from jaxdiff.objectives.denoising import Denoising
@@ -102,6 +103,11 @@ class Config:
     """The sampler's noise levels."""
     sampling: Sampling = Sampling()
     """Other defaults of sampling."""
+    text: str = ""
+    """What reads captions and prompts, for networks that are told them: `words`, the network's own text encoder, which
+    learns with it; `minilm` or `minilm=FILE`, frozen."""
+    text_length: int = 32
+    """Tokens of a text that a frozen encoder reads; longer ones are cut."""
     codec: str = ""
     """Where the data are latents: their codec and its decoder, taef2=taef2_decoder.safetensors, for previews and as
     sample.py's default."""
@@ -132,7 +138,7 @@ class Config:
 
     def __post_init__(self) -> None:
         lows = {"steps": 1, "batch_size": 1, "seed": 0, "log_every": 1, "save_every": 1, "keep": 1}
-        lows |= {"keep_every": 0, "preview_every": 0, "validate_every": 0}
+        lows |= {"text_length": 3, "keep_every": 0, "preview_every": 0, "validate_every": 0}
         for name, low in lows.items():
             if not low <= getattr(self, name) < 2**31:
                 flag = name.replace("_", "-")
@@ -157,7 +163,7 @@ VOCABULARY: Mapping[str, type] = {
         *get_args(AnySolver),
         *get_args(AnyRule),
         *(Interval, B1, B2, grids.RestartInterval),
-        *(UNet, DiT, Classifier, LearnedSchedule, Denoising, Hybrid, VDM, Classification),
+        *(UNet, DiT, Classifier, TextTransformer, LearnedSchedule, Denoising, Hybrid, VDM, Classification),
         *(optimisers.Optim, optimisers.AdamW, optimisers.Lion, optimisers.SGD),
         *(optimisers.Constant, optimisers.CosineDecay, optimisers.InverseSqrt),
         *(Decay, Power, Data, Latents, Sampling, MeshShape, Config),

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,13 +12,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from jaxdiff.build import apply_run, check_threshold, image_shape
+from jaxdiff.codecs import open_codec
 from jaxdiff.config import Config
 from jaxdiff.core.codec import normalised
 from jaxdiff.core.gaussian import check_solvable
 from jaxdiff.core.types import Cond, Denoise, Estimate, Level, Params, Path, Transform
 from jaxdiff.networks.apply import identity_attention
 from jaxdiff.networks.classifier import Classifier
-from jaxdiff.pretrained.taesd import open_codec
 from jaxdiff.sampling import guidance, threshold
 from jaxdiff.sampling.classifier_guidance import classifier_guided, log_probs
 from jaxdiff.sampling.ddim import DDIM
@@ -27,6 +27,7 @@ from jaxdiff.sampling.momentum import Momentum, Push
 from jaxdiff.sampling.rk45 import RK45
 from jaxdiff.sampling.sample import denoiser, image_keys, initial, on_path, sample, trajectory
 from jaxdiff.sampling.solver import Solver
+from jaxdiff.texts import Reader, is_conditional, told
 from jaxdiff.training.sharding import shard_batch, share, to_host
 
 
@@ -56,9 +57,9 @@ class Scales(NamedTuple):
     classifier: Float[Array, ""]
 
 
-Sampler = Callable[[Weights, Int[Array, ""], Int[Array, "b"], Level, Cond, Scales], Shaped[Array, "*n b h w c"]]
-"""``(weights, seed, indices, levels, cond, scales) -> images``, uint8, or float32 latents for `finish_of`; every
-argument is traced."""
+Sampler = Callable[..., Shaped[Array, "*n b h w c"]]
+"""``(weights, seed, indices, levels, cond, scales, negative={}) -> images``, uint8, or float32 latents for `finish_of`;
+`negative` are conditions that guidance leads away from in place of absent ones. Every argument is traced."""
 
 
 THRESHOLDS: Mapping[str, Transform] = {
@@ -87,7 +88,7 @@ def scales_of(config: Config, classifier: float = 0.0) -> Scales:
 def is_guided(config: Config) -> bool:
     """Whether sampling needs the network's answer without the condition as well."""
     wanted = config.sampling.cfg_scale != 1 or isinstance(config.sampling.guidance, CFGPlusPlus)
-    return wanted and config.network.num_classes > 0
+    return wanted and is_conditional(config)
 
 
 def check_sampling(config: Config, guides: Guides = Guides()) -> None:
@@ -122,27 +123,32 @@ def solver_of(config: Config, denoise_with: Callable[[Push], Denoise]) -> Solver
 
 
 def denoise_of(
-    config: Config, guides: Guides, weights: Weights, cond: Cond, scales: Scales, push: Push | None = None
+    config: Config,
+    guides: Guides,
+    weights: Weights,
+    cond: Cond,
+    scales: Scales,
+    push: Push | None = None,
+    negative: Cond | None = None,
 ) -> Denoise:
     """The run's network as a denoiser, guided and thresholded as the config says, to be asked at any level.
 
     `push` is what momentum makes of the difference that guidance goes along.
     """
     prediction, sampling = config.objective.prediction, config.sampling
-    apply, own = apply_run(config), cond if config.network.num_classes else {}
+    apply, own = apply_run(config), told(config, cond)
     main = denoiser(apply, weights.main, prediction, own)
     chosen = sampling.guidance
     rule = chosen(scales.cfg, push) if isinstance(chosen, APG) and push else chosen(scales.cfg)
     denoise = main
     if guides.weaker is not None:
         other = guides.weaker
-        weaker = denoiser(
-            apply_run(other), weights.weaker, other.objective.prediction, cond if other.network.num_classes else {}
-        )
+        weaker = denoiser(apply_run(other), weights.weaker, other.objective.prediction, told(other, cond))
         weaker = on_path(other.objective.path_of(weights.weaker))(weaker)
         denoise = guidance.guided(guidance.pair_of(main, weaker), rule)
     elif is_guided(config):
-        denoise = guidance.guided(guidance.pair(apply, weights.main, prediction, own), rule)
+        pair = guidance.pair(apply, weights.main, prediction, own, told(config, negative or {}))
+        denoise = guidance.guided(pair, rule)
     if denoise is not main and sampling.interval != Interval():
         denoise = sampling.interval.switch(denoise, main)
     if sampling.pag_scale and not isinstance(config.network, Classifier):
@@ -189,9 +195,10 @@ def sampler(config: Config, guides: Guides = Guides(), steps_too: bool = False) 
         levels: Level,
         cond: Cond,
         scales: Scales,
+        negative: Cond | None = None,
     ) -> Shaped[Array, "*n b h w c"]:
         keys = image_keys(seed, indices)
-        denoise_with = functools.partial(denoise_of, config, guides, weights, cond, scales)
+        denoise_with = functools.partial(denoise_of, config, guides, weights, cond, scales, negative=negative)
         x = initial(keys, image_shape(config), jax.tree.map(lambda a: a[0], levels))
         scan = trajectory if steps_too else sample
         x = scan(keys, x, levels, denoise_with(), solver_of(config, denoise_with))
@@ -245,14 +252,17 @@ def noisiest(config: Config, path: Path) -> float:
     return math.inf
 
 
-def preview(config: Config, mesh: Mesh, count: int = 64) -> Callable[[Params], UInt8[np.ndarray, "n h w c"]]:
-    """params -> the first `count` images of the run's seed, as `sample.py` makes them by default."""
+def preview(
+    config: Config, mesh: Mesh, reader: Reader | None, captions: Sequence[str], count: int = 64
+) -> Callable[[Params], UInt8[np.ndarray, "n h w c"]]:
+    """params -> the first `count` images of the run's seed, as `sample.py` makes them by default; `captions` in turn."""
     run, finish = sampler(config), finish_of(config)
     indices = np.arange(-(-count // share(mesh)) * share(mesh), dtype=np.int32)
 
     def images(params: Params) -> UInt8[np.ndarray, "n h w c"]:
         levels = levels_of(config, config.objective.path_of(params))
-        inputs = shard_batch(mesh, {"index": indices, **labels_for(config, indices)})
+        texts = {} if reader is None else reader.conditions([captions[i % len(captions)] for i in indices])
+        inputs = shard_batch(mesh, {"index": indices, **labels_for(config, indices), **texts})
         index, seed = inputs.pop("index"), jnp.int32(config.seed)
         with jax.set_mesh(mesh):
             found = to_host(run(Weights(params), seed, index, levels, inputs, scales_of(config)))

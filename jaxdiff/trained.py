@@ -1,10 +1,11 @@
-"""A trained run, ready to sample: the flags of sampling, the parameters they choose, the compiled sampler."""
+"""A trained run, ready to sample: its parameters and the compiled sampler, under the settings of sampling."""
 
 import dataclasses
 import functools
+import hashlib
 import json
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jaxtyping import Int, Shaped, UInt8
 from jaxdiff.config import Config, from_json, to_json
 from jaxdiff.core.grids import Table, pad
 from jaxdiff.core.types import Level, Params
-from jaxdiff.names import GRIDS, RULES, SOLVERS, value_of
+from jaxdiff.names import GRIDS
 from jaxdiff.networks.axes import parameter_axes
 from jaxdiff.sampler import (
     Guides,
@@ -31,70 +32,16 @@ from jaxdiff.sampler import (
     sampler,
     scales_of,
 )
-from jaxdiff.sampling.guidance_rules import Interval
+from jaxdiff.settings import Settings, find_label, prompts_of, with_settings
+from jaxdiff.texts import Reader, open_reader
 from jaxdiff.training import hosts
 from jaxdiff.training.ema import Decay, Power
 from jaxdiff.training.restore import fingerprint, read_params, read_posthoc, read_step_config, steps
-from jaxdiff.training.sharding import MeshShape, make_mesh, partition, replicated, shard_batch, share, to_host
+from jaxdiff.training.sharding import make_mesh, partition, replicated, shard_batch, share, to_host
 from jaxdiff.training.workdir import read_config
 
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How a trained network is sampled; None leaves what the run itself says."""
-
-    seed: int = 0
-    """Seed; image i is made from the seed and i alone."""
-    batch_size: int = 64
-    """Images made at once."""
-    steps: int | None = None
-    """Steps of the solver (by default the run's own, 50 in most presets)."""
-    solver: str | None = None
-    """The solver (by default the run's own, ddim in most presets), by name or with fields: "heun(churn=40)"."""
-    grid: str | None = None
-    """The noise levels (by default the run's own), by name or with fields: "karras(rho=5)"; "optimised": those that
-    jaxdiff grid has fitted to the run."""
-    threshold: Literal["none", "static", "dynamic"] | None = None
-    """Keep x0 estimates in [-1, 1] (by default the run's own)."""
-    codec: str | None = None
-    """Of a run on latents: the codec and its decoder's weights, taef2=taef2_decoder.safetensors (by default the run's
-    own)."""
-    label: str | None = None
-    """Class of all images, by number or by name (by default the classes in turn)."""
-    cfg_scale: float | None = None
-    """Classifier-free guidance, or autoguidance with --guide; 1 is none (by default the run's own)."""
-    guidance: str | None = None
-    """How guidance combines two beliefs (by default the run's own, cfg in most presets), by name or with fields:
-    "apg(radius=5)"."""
-    interval: tuple[float, float] | None = None
-    """Guide at low < sigma/alpha <= high only (by default the run's own)."""
-    pag_scale: float | None = None
-    """Perturbed-attention guidance; 0 is none (by default the run's own)."""
-    guide: epath.Path | None = None
-    """Autoguidance: the folder of a weaker run (or of this one, with --guide-step or --guide-ema), which --cfg-scale
-    leads away from."""
-    guide_step: int | None = None
-    """Step of the guide's checkpoint (by default the last)."""
-    guide_ema: str | None = None
-    """The guide's average of the parameters, as in --ema."""
-    classifier: epath.Path | None = None
-    """Classifier guidance: the folder of a run that trained a classifier of noisy images."""
-    classifier_scale: float = 1.0
-    """Strength of classifier guidance; 0 is none, 1 is Bayes' rule."""
-    ema: str | None = None
-    """Which average of the parameters: a decay that was tracked (0.999), a length relative to the run (0.05) where
-    power-function averages were tracked, or `none` for the parameters themselves (by default the first average)."""
-    step: int | None = None
-    """Step of the checkpoint (by default the last)."""
-    mesh: MeshShape = MeshShape()
-    """How the devices share out images and parameters; changes nothing else."""
-
-    def __post_init__(self) -> None:
-        for name, low in {"batch_size": 1, "seed": 0, "steps": 1}.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value < 2**31:
-                flag = name.replace("_", "-")
-                raise ValueError(f"{name} = {value} is not allowed: {low} to {2**31 - 1} (--{flag})")
+Leaves = dict[str, Shaped[np.ndarray | jax.Array, "b ..."]]
+"""Conditions of images."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -109,6 +56,10 @@ class Trained:
     label: int | None
     """Class of all images; None: the classes in turn."""
     label_names: tuple[str, ...]
+    reader: Reader | None
+    """Of prompts; None where the network is told of none."""
+    prompts: tuple[str, ...]
+    """Of the images in turn."""
     guides: Guides
     weights: Weights
     weights_sha256: str
@@ -141,12 +92,21 @@ class Trained:
 
     def images(self, indices: Int[np.ndarray, "b"]) -> UInt8[np.ndarray, "b h w c"]:
         """The images of these numbers; `b` is a multiple of the devices."""
-        cond = labels_for(self.config, indices, self.label, self.guides)
-        inputs = shard_batch(self.mesh, {"index": indices, **cond})
-        index, seed = inputs.pop("index"), jnp.int32(self.settings.seed)
+        cond, negative = (shard_batch(self.mesh, leaves) for leaves in self.conditions(indices))
+        index = shard_batch(self.mesh, {"index": indices})["index"]
+        seed = jnp.int32(self.settings.seed)
         with jax.set_mesh(self.mesh):
-            found = to_host(self.run(self.weights, seed, index, self.levels, inputs, self.scales))
+            found = to_host(self.run(self.weights, seed, index, self.levels, cond, self.scales, negative))
         return self.finish(found)
+
+    def conditions(self, indices: Int[np.ndarray, "b"]) -> tuple[Leaves, Leaves]:
+        """(what the images of these numbers shall be, what guidance leads away from in place of nothing)."""
+        cond: Leaves = dict(labels_for(self.config, indices, self.label, self.guides))
+        if self.reader is None:
+            return cond, {}
+        cond |= self.reader.conditions([self.prompts[i % len(self.prompts)] for i in indices])
+        away = self.settings.negative_prompt
+        return cond, {} if away is None else self.reader.conditions([away] * len(indices))
 
     @property
     def scales(self) -> Scales:
@@ -172,8 +132,15 @@ class Trained:
             "sampling": to_json(config.sampling),
             "nfe": self.nfe,
             **({"codec": config.codec} if config.codec else {}),
+            **self._words(),
             **{name: value for name, value in guides.items() if value is not None},
         }
+
+    def _words(self) -> dict[str, object]:
+        if self.reader is None:
+            return {}
+        said = self.settings.prompt or hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()
+        return {"prompt": said, "negative_prompt": self.settings.negative_prompt, "reader_sha256": self.reader.sha256}
 
 
 class Checkpoint(NamedTuple):
@@ -183,6 +150,10 @@ class Checkpoint(NamedTuple):
     label_names: tuple[str, ...]
     step: int
     params: Params
+    tokenizer: str
+    """Learned by the run, or ""."""
+    captions: tuple[str, ...]
+    """Some that it was trained on."""
 
 
 def read_checkpoint(workdir: epath.PathLike, step: int | None, ema: str | None) -> Checkpoint:
@@ -198,7 +169,8 @@ def read_checkpoint(workdir: epath.PathLike, step: int | None, ema: str | None) 
     record = read_step_config(workdir, step)
     config = from_json(record["config"])
     assert isinstance(config, Config)
-    return Checkpoint(config, tuple(record["label_names"]), step, read_ema(workdir, step, config, ema))
+    names, captions = (tuple(record.get(key, ())) for key in ("label_names", "captions"))
+    return Checkpoint(config, names, step, read_ema(workdir, step, config, ema), record.get("tokenizer", ""), captions)
 
 
 def open_trained(workdir: epath.PathLike, settings: Settings, most_steps: int = 0) -> Trained:
@@ -218,6 +190,8 @@ def open_trained(workdir: epath.PathLike, settings: Settings, most_steps: int = 
     check_sampling(config, guides)
     names = own.label_names or (classifier.label_names if classifier else ())
     label = None if settings.label is None else find_label(settings.label, names)
+    reader = open_reader(config, own.tokenizer) if config.data.text else None
+    prompts = prompts_of(settings, own.captions, reader)
     path = config.objective.path_of(own.params)
     levels = levels_of(config, path)
     if most_steps > config.sampling.steps and settings.grid != "optimised":
@@ -229,7 +203,16 @@ def open_trained(workdir: epath.PathLike, settings: Settings, most_steps: int = 
     weights = hosts.place(weights, partition(weights, mesh, parameter_axes))
     levels = hosts.place(levels, replicated(mesh))
     run = shared_sampler(config, guides)
-    return Trained(config, settings, own.step, label, names, guides, weights, sha256, levels, run, finish_of(config))
+    finish = finish_of(config)
+    return Trained(
+        config, settings, own.step, label, names, reader, prompts, guides, weights, sha256, levels, run, finish
+    )
+
+
+def with_prompt(trained: Trained, prompt: str) -> Trained:
+    """The same with another prompt for all images. Raises: ValueError where the network is told of none."""
+    settings = dataclasses.replace(trained.settings, prompt=prompt)
+    return dataclasses.replace(trained, settings=settings, prompts=prompts_of(settings, (), trained.reader))
 
 
 def fitted_grid(workdir: epath.PathLike, steps: int) -> epath.Path:
@@ -245,28 +228,6 @@ def read_fitted_grid(workdir: epath.PathLike, steps: int) -> Table:
     table = from_json(json.loads(path.read_text())["grid"])
     assert isinstance(table, Table)
     return table
-
-
-def with_settings(config: Config, settings: Settings) -> Config:
-    """The config, changed where the settings say something. Raises: ValueError."""
-    changed = {
-        "steps": settings.steps,
-        "cfg_scale": settings.cfg_scale,
-        "guidance": settings.guidance and value_of(settings.guidance, RULES, "--guidance"),
-        "interval": settings.interval and Interval(*settings.interval),
-        "pag_scale": settings.pag_scale,
-        "threshold": settings.threshold,
-    }
-    sampling = dataclasses.replace(config.sampling, **{k: v for k, v in changed.items() if v is not None})
-    solver = config.solver if settings.solver is None else value_of(settings.solver, SOLVERS, "--solver")
-    grid = config.grid if settings.grid in (None, "optimised") else value_of(settings.grid, GRIDS, "--grid")
-    codec = config.codec if settings.codec is None else settings.codec
-    config = dataclasses.replace(config, sampling=sampling, solver=solver, grid=grid, codec=codec)
-    if settings.cfg_scale not in (None, 1) and not (is_guided(config) or settings.guide):
-        raise ValueError(
-            f"cfg_scale = {settings.cfg_scale} is not allowed: this network has no classes (--cfg-scale, --guide)"
-        )
-    return config
 
 
 def shared_sampler(config: Config, guides: Guides) -> Sampler:
@@ -286,19 +247,6 @@ def _sampler(config: str, weaker: str, classifier: str) -> Sampler:
     own, *others = (from_json(json.loads(text)) for text in (config, weaker, classifier))
     assert isinstance(own, Config)
     return sampler(own, Guides(*others))  # pyright: ignore[reportArgumentType]
-
-
-def find_label(label: str, label_names: Sequence[str]) -> int:
-    """The class that a number or a name means. Raises: ValueError, naming what is allowed."""
-    if not label_names:
-        raise ValueError(f"label {label!r} is not allowed: this network has no classes (--label)")
-    named = {name.casefold(): i for i, name in enumerate(label_names)}
-    index = int(label) if label.lstrip("-").isdigit() else named.get(label.casefold(), -1)
-    if not 0 <= index < len(label_names):
-        raise ValueError(
-            f"label {label!r} is not allowed: 0 to {len(label_names) - 1}, or one of {', '.join(label_names)} (--label)"
-        )
-    return index
 
 
 def read_ema(workdir: epath.PathLike, step: int, config: Config, length: str | None) -> Params:

@@ -13,7 +13,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # A folder, or a module that lies beside the folders, and what of ours it may import besides itself.
 LIBRARY = {"core", "networks", "objectives", "sampling", "data", "training", "evaluation", "pretrained"}
-BUILDERS = LIBRARY | {"config", "presets", "build", "cli", "names", "sampler", "trained"}
+BUILDERS = LIBRARY | {"config", "presets", "build", "cli", "codecs", "names", "sampler", "settings", "texts", "trained"}
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "core": set(),
@@ -28,9 +28,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": LIBRARY,
     "presets": LIBRARY | {"config"},
     "build": LIBRARY | {"config"},
-    "sampler": LIBRARY | {"config", "build"},
+    "codecs": LIBRARY | {"config"},
+    "texts": LIBRARY | {"config"},
+    "sampler": LIBRARY | {"config", "build", "codecs", "texts"},
+    "settings": LIBRARY | {"config", "names", "sampler", "texts"},
     "names": {"core", "sampling", "config"},
-    "trained": LIBRARY | {"config", "build", "names", "sampler"},
+    "trained": LIBRARY | {"config", "build", "names", "sampler", "settings", "texts"},
     "cli": LIBRARY | {"config", "presets"},
     "commands": BUILDERS | {"planning"},
     "__main__": BUILDERS | {"commands"},

@@ -11,14 +11,14 @@ import numpy as np
 import tyro
 
 import jaxdiff
+from jaxdiff.codecs import open_codec
 from jaxdiff.config import to_json
-from jaxdiff.core.codec import Codec
+from jaxdiff.core.codec import Codec, Opened
 from jaxdiff.data import Data, Source, open_source
 from jaxdiff.data.pictures import Picture, Pictures
 from jaxdiff.data.records import Array, Header, Latents, pack
 from jaxdiff.data.shards import Sums, is_whole, mean_and_std, places, read_sums, shard_name, sums, write_shard
 from jaxdiff.pretrained.minilm import TextEncoder, open_minilm
-from jaxdiff.pretrained.taesd import Opened, open_codec
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
 

@@ -30,7 +30,8 @@ from jaxdiff.names import GRIDS, RULES, SOLVERS
 from jaxdiff.networks.feature_net import FeatureNet
 from jaxdiff.pretrained.clip import open_clip_text
 from jaxdiff.pretrained.features import DEFAULT, open_features
-from jaxdiff.trained import Settings, Trained, open_trained
+from jaxdiff.settings import Settings
+from jaxdiff.trained import Trained, open_trained
 from jaxdiff.training import hosts
 from jaxdiff.training.state import use_every_core
 

@@ -20,10 +20,11 @@ from jaxdiff.config import to_json
 from jaxdiff.core.grids import Table
 from jaxdiff.core.levels import from_ratios, ratios_at
 from jaxdiff.core.types import Level
-from jaxdiff.sampler import THRESHOLDS, labels_for
+from jaxdiff.sampler import THRESHOLDS
 from jaxdiff.sampling import optimise
 from jaxdiff.sampling.sample import denoiser, image_keys, initial, on_path
-from jaxdiff.trained import Settings, fitted_grid, open_trained
+from jaxdiff.settings import Settings
+from jaxdiff.trained import fitted_grid, open_trained
 from jaxdiff.training import hosts
 from jaxdiff.training.sharding import to_host
 
@@ -80,7 +81,7 @@ def fit(command: Command) -> None:
         x = initial(keys, build.image_shape(config), jax.tree.map(lambda a: a[0], levels))
         return optimise.costs(keys, x, levels, denoise)
 
-    cond = labels_for(config, indices)
+    cond, _ = trained.conditions(indices)
     with jax.set_mesh(trained.mesh):
         cost = to_host(costs(trained.params, levels, jnp.asarray(indices), cond)).astype(np.float64)
     if not hosts.is_first():

@@ -50,6 +50,7 @@ def images_of_run(trained: Trained) -> Images:
 
 def images_of_data(data: Data) -> Images:
     """The pictures of a data set in their order, as training would see them without anything random."""
+    data = dataclasses.replace(data, text=False, keywords=False)
     data = dataclasses.replace(data, flip=False, augment=0.0, crop="center" if data.crop == "random" else data.crop)
     pictures = Pictures(data, open_source(data))
 

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from jaxdiff.evaluation.metrics import METRICS
-from jaxdiff.trained import Settings
+from jaxdiff.settings import Settings
 
 DEFAULTS: Mapping[str, tuple[str, ...]] = {
     "ema": ("none", "default"),

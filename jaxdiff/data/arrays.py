@@ -5,9 +5,9 @@ import struct
 import zipfile
 import zlib
 from importlib import resources
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 from jaxtyping import Integer, UInt8
 
 from jaxdiff.data.source import ArraySource
@@ -15,7 +15,7 @@ from jaxdiff.data.source import ArraySource
 BROKEN = (ValueError, OSError, EOFError, struct.error, zlib.error, zipfile.BadZipFile)
 """What numpy, gzip and struct raise on a file that is damaged or of another kind."""
 
-FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 """Where Debian's package dataset-fashion-mnist puts its files."""
 
 FASHION_LABELS = (
@@ -50,21 +50,22 @@ def open_emoji(category: str | None = None, split: str = "train") -> ArraySource
     return ArraySource(f"emoji:{category}", images[chosen], text=tuple(text[i] for i in chosen))
 
 
-def npz_splits(path: Path) -> tuple[str, ...]:
+def npz_splits(path: epath.PathLike) -> tuple[str, ...]:
     """The splits of an .npz: `train` where it has `images`, else each s of its arrays `s_images`."""
-    names = _names(path)
+    names = _names(epath.Path(path))
     if "images" in names:
         return ("train",)
     return tuple(name.removesuffix("_images") for name in names if name.endswith("_images"))
 
 
-def open_npz(path: Path, split: str) -> ArraySource:
+def open_npz(path: epath.PathLike, split: str) -> ArraySource:
     """The pictures of an .npz: `images` uint8 [n, h, w] or [n, h, w, c], c = 1, 3 or 4, optional `label` (or
     `labels`) int [n] or [n, 1], `categories` str [k] (the names of the labels) and `text` str [n].
 
     Where there is no `images`, MedMNIST's names `train_images`, `train_labels`, ... are read by `split`.
     Raises FileNotFoundError or ValueError, one line with the file's name.
     """
+    path = epath.Path(path)
     splits = npz_splits(path)
     if not splits:
         raise ValueError(f"{path} has no array named images (--data.source)")
@@ -82,11 +83,12 @@ def open_npz(path: Path, split: str) -> ArraySource:
     return ArraySource(str(path), images, label, names, () if text is None else tuple(map(str, text)))
 
 
-def open_fashion_mnist(folder: Path, split: str) -> ArraySource:
+def open_fashion_mnist(folder: epath.PathLike, split: str) -> ArraySource:
     """Fashion-MNIST's idx files, plain or .gz: 28x28 grey, 10 classes, 60,000 train and 10,000 test."""
     parts = {"train": "train", "test": "t10k"}
     if split not in parts:
         raise ValueError(f"--data.split {split} is not in fashion_mnist, which has train, test")
+    folder = epath.Path(folder)
     images = _read_idx(folder, f"{parts[split]}-images-idx3-ubyte")
     label = _read_idx(folder, f"{parts[split]}-labels-idx1-ubyte")
     if images.ndim != 3 or label.shape != images.shape[:1] or (label.size and label.max() > 9):
@@ -94,7 +96,7 @@ def open_fashion_mnist(folder: Path, split: str) -> ArraySource:
     return ArraySource("fashion_mnist", images[..., None], label, FASHION_LABELS)
 
 
-def _read_idx(folder: Path, name: str) -> UInt8[np.ndarray, "..."]:
+def _read_idx(folder: epath.Path, name: str) -> UInt8[np.ndarray, "..."]:
     """The uint8 array of an idx file: two zero bytes, type 8, the rank, big-endian sizes, then the values."""
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
@@ -115,28 +117,28 @@ def _read_idx(folder: Path, name: str) -> UInt8[np.ndarray, "..."]:
         raise ValueError(f"{path} is not a whole idx file of bytes (--data.source)") from error
 
 
-def _names(path: Path) -> tuple[str, ...]:
+def _names(path: epath.Path) -> tuple[str, ...]:
     """The names of the arrays of an .npz."""
     if not path.is_file():
         raise FileNotFoundError(f"--data.source {path} does not exist")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return tuple(arrays.files)
     except (*BROKEN, AttributeError, TypeError) as error:  # a plain .npy has no files and is no context
         raise ValueError(f"--data.source {path} is not an .npz file") from error
 
 
-def _read(path: Path, names: list[str]) -> dict[str, np.ndarray]:
+def _read(path: epath.Path, names: list[str]) -> dict[str, np.ndarray]:
     """Those of the named arrays that an .npz has."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in names if name in arrays}
     except BROKEN as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"--data.source {path} is damaged, or holds Python objects ({reason})") from error
 
 
-def _images(images: np.ndarray, path: Path) -> UInt8[np.ndarray, "n h w c"]:
+def _images(images: np.ndarray, path: epath.Path) -> UInt8[np.ndarray, "n h w c"]:
     if images.ndim == 3:
         images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3, 4):
@@ -150,7 +152,7 @@ def _images(images: np.ndarray, path: Path) -> UInt8[np.ndarray, "n h w c"]:
 
 
 def _labels(
-    label: np.ndarray | None, categories: np.ndarray | None, n: int, path: Path
+    label: np.ndarray | None, categories: np.ndarray | None, n: int, path: epath.Path
 ) -> tuple[Integer[np.ndarray, " n"] | None, tuple[str, ...]]:
     if label is None:
         return None, ()

@@ -35,7 +35,10 @@ class Data:
     """Give the labels to the network, if the set has any."""
 
     text: bool = False
-    """Give the features of the captions to the network; only precomputed sets have them."""
+    """Give the captions to the network, read by the run's `text`."""
+
+    keywords: bool = False
+    """Say captions in other words as well: half of the time with the keywords of metadata.jsonl, or by them alone."""
 
     split: str = "train"
     """Part of the set to train on, where the set has parts: `train`, `test`; with TFDS also `train[:10%]`."""

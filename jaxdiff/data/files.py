@@ -1,19 +1,20 @@
 """A folder, or a .zip, of images, with or without a metadata.jsonl.
 
 With `metadata.jsonl` at its top, the set is the pictures which that lists, in its order: one JSON object
-a line with `file_name`, and optionally `text` and `label` (all strings, or all integers from 0). Without one,
-it is every picture at any depth, in the order of their paths, and the sub-folders of the top are the classes
-if no picture lies outside them. A top that holds `train` (and `val`, `test`, ...) has these as its splits.
+a line with `file_name`, and optionally `text`, `keywords` (strings) and `label` (all strings, or all integers from
+0). Without one, it is every picture at any depth, in the order of their paths, and the sub-folders of the top are the
+classes if no picture lies outside them. A top that holds `train` (and `val`, `test`, ...) has these as its splits.
 """
 
 import json
 import os
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
+from etils import epath
 from jaxtyping import Int32
 
 from jaxdiff.data.images import BROKEN, broken, decode
@@ -29,12 +30,13 @@ MAX_LABEL = 99_999
 class FileSource:
     """The pictures `files` of the folder or archive `path`, decoded at each reading."""
 
-    path: Path
+    path: epath.Path
     files: tuple[str, ...]
     label: Int32[np.ndarray, " n"] | None
     label_names: tuple[str, ...]
     text: tuple[str, ...]
     archive: "Archive | None"
+    keywords: tuple[tuple[str, ...], ...] = ()
 
     @property
     def name(self) -> str:
@@ -55,16 +57,18 @@ class FileSource:
             example["label"] = int(self.label[index])
         if self.text:
             example["text"] = self.text[index]
+        if self.keywords:
+            example["keywords"] = self.keywords[index]
         return example
 
 
 class Archive:
     """A .zip that threads may read together, and that each process to which it is sent opens for itself."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: epath.Path):
         self.path = path
         try:
-            self.file = zipfile.ZipFile(path)
+            self.file = zipfile.ZipFile(path.open("rb"))  # pyright: ignore[reportArgumentType]
         except (OSError, zipfile.BadZipFile) as error:
             raise ValueError(f"--data.source {path} is not a whole .zip file") from error
 
@@ -82,7 +86,7 @@ class Archive:
 class Listing:
     """The files of a set: `top` is the folder inside `path` in which the set lies ("" or ends in /)."""
 
-    path: Path
+    path: epath.Path
     archive: Archive | None
     top: str
     files: tuple[str, ...]
@@ -98,16 +102,17 @@ class Listing:
         return self.archive.read(name) if self.archive else (self.path / name).read_bytes()
 
 
-def files_splits(path: Path) -> tuple[str, ...]:
+def files_splits(path: epath.PathLike) -> tuple[str, ...]:
     """The splits of a folder or .zip: those of its sub-folders that are named as one, else `train`."""
-    return _splits(_listing(path))
+    return _splits(_listing(epath.Path(path)))
 
 
-def open_files(path: Path, split: str) -> FileSource:
+def open_files(path: epath.PathLike, split: str) -> FileSource:
     """The pictures of a split of a folder or .zip, as this module's head says.
 
     Raises FileNotFoundError or ValueError, one line with the file and, in a metadata.jsonl, the line.
     """
+    path = epath.Path(path)
     listing = _listing(path)
     splits = _splits(listing)
     if split not in splits:
@@ -135,17 +140,12 @@ def open_files(path: Path, split: str) -> FileSource:
     )
 
 
-def _listing(path: Path) -> Listing:
+def _listing(path: epath.Path) -> Listing:
     """Every file of the set but hidden ones, sorted, without the folders that hold all of them."""
     if not path.exists():
         raise FileNotFoundError(f"--data.source {path} does not exist")
     archive = None if path.is_dir() else Archive(path)
-    if archive:
-        names = archive.files()
-    else:
-        names = [
-            (Path(folder) / file).relative_to(path).as_posix() for folder, _, files in os.walk(path) for file in files
-        ]
+    names = archive.files() if archive else _files_under(path)
     hidden = (".", "__MACOSX")
     files = sorted(n for n in names if not any(part.startswith(hidden) for part in n.split("/")))
     listing = Listing(path, archive, "", tuple(files))
@@ -155,6 +155,19 @@ def _listing(path: Path) -> Listing:
             break
         listing = listing.under(folders.pop())
     return listing
+
+
+def _files_under(path: epath.Path) -> list[str]:
+    """Every file of a folder, at any depth; a bucket has folders only as parts of names."""
+    if "://" not in str(path):
+        return [
+            PurePosixPath(folder, file).relative_to(path).as_posix()
+            for folder, _, files in os.walk(path)
+            for file in files
+        ]
+    names = [found.relative_to(path) for found in path.rglob("*")]
+    folders = {folder for name in names for folder in name.parents}
+    return [name.as_posix() for name in names if name not in folders]
 
 
 def _has_splits(listing: Listing) -> bool:
@@ -175,7 +188,7 @@ def _from_metadata(listing: Listing) -> FileSource:
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is not UTF-8 text") from error
     present = set(listing.files)
-    files, labels, text = [], [], []
+    files, labels, text, keywords = [], [], [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -186,10 +199,12 @@ def _from_metadata(listing: Listing) -> FileSource:
         files.append(listing.top + file)
         labels.append(entry.label)
         text.append(entry.text)
+        keywords.append(entry.keywords)
     if not files:
         raise ValueError(f"{where} lists no images (--data.source)")
     label, names = _labels(labels, str(where))
-    return FileSource(listing.path, tuple(files), label, names, tuple(text) if any(text) else (), listing.archive)
+    some_text, some_keywords = (tuple(given) if any(given) else () for given in (text, keywords))
+    return FileSource(listing.path, tuple(files), label, names, some_text, listing.archive, some_keywords)
 
 
 class Entry(NamedTuple):
@@ -198,6 +213,7 @@ class Entry(NamedTuple):
     file_name: str
     label: str | int | None
     text: str
+    keywords: tuple[str, ...]
 
 
 def _entry(line: str, where: str) -> Entry:
@@ -208,14 +224,16 @@ def _entry(line: str, where: str) -> Entry:
         raise ValueError(f"{where} is not JSON ({error})") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
         raise ValueError(f'{where} must be an object with a string "file_name"')
-    label, text = entry.get("label"), entry.get("text")
+    label, text, keywords = entry.get("label"), entry.get("text"), entry.get("keywords") or []
     if text is not None and not isinstance(text, str):
         raise ValueError(f"{where}: text must be a string, got {text!r}")
+    if not isinstance(keywords, list) or not all(isinstance(word, str) for word in keywords):
+        raise ValueError(f"{where}: keywords must be a list of strings, got {keywords!r}")
     if label is not None and (isinstance(label, bool) or not isinstance(label, str | int)):
         raise ValueError(f"{where}: label must be a string or an integer, got {label!r}")
     if isinstance(label, int) and not 0 <= label <= MAX_LABEL:
         raise ValueError(f"{where}: label {label} is out of range, must be in 0..{MAX_LABEL}")
-    return Entry(entry["file_name"], label, text or "")
+    return Entry(entry["file_name"], label, text or "", tuple(keywords))
 
 
 def _labels(labels: list[str | int | None], where: str) -> tuple[Int32[np.ndarray, " n"] | None, tuple[str, ...]]:

@@ -6,6 +6,7 @@ from typing import NotRequired, TypedDict, cast
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
+from jaxdiff.data.captions import Captioned
 from jaxdiff.data.config import Data
 from jaxdiff.data.images import BrokenImageError, fit, with_channels
 from jaxdiff.data.records import TEXT
@@ -21,7 +22,8 @@ class Picture(TypedDict):
     """image uint8 [h, w, c], fitted to the run, or float32 latents; the rest where it has them.
 
     label int32 [], augment float32 [9], ``flipped`` (the latents of the mirrored picture), and what a text encoder
-    said of its caption: text_tokens float32 [n, d], text_mask float32 [n], text_pooled float32 [d].
+    said of its caption: text_tokens float32 [n, d], text_mask float32 [n], text_pooled float32 [d]; or text_rows
+    int32 [k], where in the table of captions its wordings are.
     """
 
     image: UInt8[np.ndarray, "h w c"] | Float32[np.ndarray, "h w c"]
@@ -31,6 +33,7 @@ class Picture(TypedDict):
     text_tokens: NotRequired[Float32[np.ndarray, "n d"]]
     text_mask: NotRequired[Float32[np.ndarray, " n"]]
     text_pooled: NotRequired[Float32[np.ndarray, " d"]]
+    text_rows: NotRequired[Int32[np.ndarray, " k"]]
 
 
 def nbytes(picture: Picture) -> int:
@@ -49,6 +52,7 @@ class Pictures:
     def __init__(self, data: Data, source: Source):
         self.data, self.source = data, source
         self.labelled = data.labels and bool(source.label_names)
+        self.captions = source.table if isinstance(source, Captioned) else {}
         self.broken: set[int] = set()
         may_keep = data.crop != "random" and data.workers == 0
         nothing: list[Picture | None] = [None] * len(source)
@@ -84,7 +88,9 @@ class Pictures:
             picture["label"] = np.asarray(example["label"], np.int32)
         if self.data.flip and "flipped" in example and image.dtype != np.uint8:
             picture["flipped"] = example["flipped"]
-        if self.data.text:
+        if "text_rows" in example:
+            picture["text_rows"] = example["text_rows"]
+        elif self.data.text:
             cast(dict, picture).update({key: cast(dict, example)[key] for key in TEXT})
         return picture
 

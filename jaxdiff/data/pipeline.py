@@ -31,8 +31,8 @@ THREADS = 2
 
 class Batch(TypedDict):
     """What a training step sees: image uint8 [b, h, w, c], or float32 latents; label int32 [b] where the set has any;
-    augment float32 [b, 9] where EDM's augmentation is on; with `Data.text` the captions' features; in validation, mask
-    bool [b], False in padding."""
+    augment float32 [b, 9] where EDM's augmentation is on; with `Data.text` the captions' features, or text_ids, their
+    tokens, -1 where there is none; in validation, mask bool [b], False in padding."""
 
     image: UInt8[np.ndarray, "b h w c"] | Float32[np.ndarray, "b h w c"]
     label: NotRequired[Int32[np.ndarray, " b"]]
@@ -40,6 +40,7 @@ class Batch(TypedDict):
     text_tokens: NotRequired[Float32[np.ndarray, "b n d"]]
     text_mask: NotRequired[Float32[np.ndarray, "b n"]]
     text_pooled: NotRequired[Float32[np.ndarray, "b d"]]
+    text_ids: NotRequired[Int32[np.ndarray, "b n"]]
     mask: NotRequired[Bool[np.ndarray, " b"]]
 
 
@@ -118,7 +119,7 @@ def batches(
     rows = check_rows(batch_size, rows)
     pictures = Pictures(data, source)
     dataset = grain.MapDataset.source(pictures).seed(seed).shuffle().repeat()
-    dataset = dataset.random_map(Vary(data))
+    dataset = dataset.random_map(Vary(data, pictures.captions))
     dataset = Rows(dataset, batch_size, rows)
     dataset = dataset.batch(len(rows), drop_remainder=True)  # there is no last batch
     return Batches(dataset, pictures, data.workers, start)
@@ -141,23 +142,31 @@ def validation_batch(data: Data, pictures: Pictures, places: Sequence[int]) -> B
     """The pictures at `places` in their order, padded where the set has ended."""
     rows = [pictures[i] if i < len(pictures) else None for i in places]
     some = next((row for row in rows if row is not None), None) or pictures[0]
-    texts = {key: leaf for key, leaf in cast(dict[str, np.ndarray], some).items() if key in TEXT}
+    texts = text_of(some, pictures.captions, 0)
     n, shape = len(places), (data.size, data.size, data.channels)
     batch = Batch(image=np.zeros((n, *shape), some["image"].dtype), mask=np.array([row is not None for row in rows]))
     if pictures.labelled:
         batch["label"] = np.zeros(n, np.int32)
     if data.augment:
         batch["augment"] = np.zeros((n, LABELS), np.float32)
-    blank = {key: np.zeros((n, *leaf.shape), np.float32) for key, leaf in texts.items()}
+    blank = {key: np.zeros((n, *leaf.shape), leaf.dtype) for key, leaf in texts.items()}
     for i, row in enumerate(rows):
         if row is not None:
             batch["image"][i] = window(row["image"], data.size, 0.5)
             if "label" in batch and "label" in row:
                 batch["label"][i] = row["label"]
-            for key, leaf in blank.items():
-                leaf[i] = cast(dict[str, np.ndarray], row)[key]
+            for key, leaf in text_of(row, pictures.captions, 0).items():
+                blank[key][i] = leaf
     cast(dict, batch).update(blank)
     return batch
+
+
+def text_of(picture: Picture, table: Mapping[str, np.ndarray], wording: int) -> dict[str, np.ndarray]:
+    """What the network is told of a picture's caption, in one of its wordings; {} where it is told nothing."""
+    if "text_rows" in picture:
+        row = picture["text_rows"][wording]
+        return {key: leaf[row] for key, leaf in table.items()}
+    return {key: leaf for key, leaf in cast(dict[str, np.ndarray], picture).items() if key in TEXT}
 
 
 def read_ahead(dataset: grain.MapDataset, workers: int) -> grain.DatasetIterator:
@@ -181,10 +190,10 @@ def check_rows(batch_size: int, rows: Sequence[int] | None) -> Sequence[int]:
 
 
 class Vary(grain.transforms.RandomMap):
-    """What is random about an element: the place of a random crop, mirroring, EDM's augmentation."""
+    """What is random about an element: the place of a random crop, mirroring, EDM's augmentation, the wording."""
 
-    def __init__(self, data: Data):
-        self.data = data
+    def __init__(self, data: Data, captions: Mapping[str, np.ndarray]):
+        self.data, self.captions = data, captions
 
     def random_map(self, element: Picture, rng: np.random.Generator) -> Picture:
         data, out = self.data, element.copy()
@@ -195,4 +204,7 @@ class Vary(grain.transforms.RandomMap):
         if data.augment:
             image, out["augment"] = augment(rng, image, data.augment)
         out["image"] = image
+        rows = out.pop("text_rows", None)
+        if rows is not None:
+            cast(dict, out).update(text_of(element, self.captions, int(rng.integers(len(rows)))))
         return out

@@ -9,16 +9,19 @@ were made of, shard after shard. Latents are stored as the codec gave them and r
 by channel.
 """
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import NamedTuple, cast
 
 import grain
 import numpy as np
+from etils import epath
 from jaxtyping import Float32, UInt8
 
+from jaxdiff.data.cache import user_cache
 from jaxdiff.data.config import Data
 from jaxdiff.data.source import Example
 
@@ -92,9 +95,9 @@ def to_json(header: Header) -> dict[str, object]:
     }
 
 
-def read_header(folder: Path) -> Header:
+def read_header(folder: epath.PathLike) -> Header:
     """The header of the set in `folder`. Raises FileNotFoundError or ValueError, one line."""
-    file = folder / FEATURES
+    file = epath.Path(folder) / FEATURES
     if not file.is_file():
         raise FileNotFoundError(
             f"--data.source records:{folder} has no {FEATURES}: jaxdiff precompute writes it when every shard is there"
@@ -190,8 +193,9 @@ class RecordSource:
         return (value.astype(np.float32) - mean) / std
 
 
-def open_records(folder: Path, split: str) -> RecordSource:
+def open_records(folder: epath.PathLike, split: str) -> RecordSource:
     """The set in `folder`. Raises FileNotFoundError or ValueError, one line, where it is not whole."""
+    folder = epath.Path(folder)
     header = read_header(folder)
     if split != "train":
         raise ValueError(f"--data.split {split} is not in records:{folder}, which has train")
@@ -199,7 +203,8 @@ def open_records(folder: Path, split: str) -> RecordSource:
         if not (folder / shard).is_file():
             raise FileNotFoundError(f"--data.source records:{folder} lacks {shard}: run jaxdiff precompute again")
     try:
-        records = grain.sources.ArrayRecordDataSource([str(folder / shard) for shard in header.shards])
+        files = [str(local_copy(folder, shard)) for shard in header.shards]
+        records = grain.sources.ArrayRecordDataSource(files)
         found = len(cast(Sized, records))
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -207,6 +212,24 @@ def open_records(folder: Path, split: str) -> RecordSource:
     if found != header.count:
         raise ValueError(f"--data.source records:{folder} has {found} records, {FEATURES} says {header.count}")
     return RecordSource(f"records:{folder}", header, records)
+
+
+def local_copy(folder: epath.Path, shard: str) -> epath.Path:
+    """The file itself, or of a bucket's, which ArrayRecord cannot read, a copy in the user's cache, made once.
+
+    A set that was written anew is copied anew.
+    """
+    if "://" not in str(folder):
+        return folder / shard
+    written = hashlib.sha256(str(folder).encode() + (folder / FEATURES).read_bytes()).hexdigest()[:16]
+    cache = user_cache("records") / written
+    copy = cache / shard
+    if not copy.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        part = cache / f"{shard}.{os.getpid()}"  # several processes may copy at once
+        (folder / shard).copy(part)
+        part.replace(copy)
+    return copy
 
 
 def check_latents(data: Data, source: RecordSource) -> None:

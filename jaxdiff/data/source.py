@@ -4,23 +4,26 @@ from dataclasses import dataclass
 from typing import NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Int64, Integer, UInt8
+from jaxtyping import Float32, Int32, Int64, Integer, UInt8
 
 
 class Example(TypedDict):
-    """One picture: image uint8 [h, w, c] of its own size, and the class and caption that the set gives.
+    """One picture: image uint8 [h, w, c] of its own size, and the class, caption and keywords that the set gives.
 
     Of a precomputed set image may be float32 latents, ``flipped`` those of the mirrored picture, and ``text_tokens``
     [n, d], ``text_mask`` [n] (1: a token, 0: none) and ``text_pooled`` [d] what a text encoder said of the caption.
+    ``text_rows`` are places in a table of such features (`captions.Captioned`).
     """
 
     image: UInt8[np.ndarray, "h w c"] | Float32[np.ndarray, "h w c"]
     label: NotRequired[int]
     text: NotRequired[str]
+    keywords: NotRequired[tuple[str, ...]]
     flipped: NotRequired[UInt8[np.ndarray, "h w c"] | Float32[np.ndarray, "h w c"]]
     text_tokens: NotRequired[Float32[np.ndarray, "n d"]]
     text_mask: NotRequired[Float32[np.ndarray, " n"]]
     text_pooled: NotRequired[Float32[np.ndarray, " d"]]
+    text_rows: NotRequired[Int32[np.ndarray, " k"]]
 
 
 @runtime_checkable

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+
+from etils import epath
 
 from jaxdiff.data.arrays import FASHION_MNIST, npz_splits, open_emoji, open_fashion_mnist, open_npz
 from jaxdiff.data.config import Data
@@ -53,32 +54,35 @@ def opened(data: Data, split: str) -> Source:
     source = find(data.source).open(split)
     if isinstance(source, RecordSource):
         check_latents(data, source)
-        if data.text and all(a.name != "text_tokens" for a in source.header.arrays):
-            raise ValueError(f"--data.text needs features of captions: precompute {source.name} with --text")
-    elif data.text:
-        raise ValueError(f"--data.text needs a precomputed set, records:DIR, not {data.source}: see jaxdiff precompute")
     return source
+
+
+def has_features(source: Source) -> bool:
+    """Whether a text encoder has read the captions already."""
+    if isinstance(source, Subset):
+        return has_features(source.source)
+    return isinstance(source, RecordSource) and any(a.name == "text_tokens" for a in source.header.arrays)
 
 
 def header_of(data: Data) -> Header | None:
     """What a precomputed set says of itself; None of any other."""
     kind, _, rest = data.source.partition(":")
-    return read_header(Path(rest).expanduser()) if kind == "records" and rest else None
+    return read_header(epath.Path(rest).expanduser()) if kind == "records" and rest else None
 
 
 def find(spec: str) -> Opener:
     """The set that `spec`, the text of `--data.source`, names."""
     kind, _, rest = spec.partition(":")
-    path = Path(spec).expanduser()
+    path = epath.Path(spec).expanduser()
     if kind == "emoji":
         return Opener(lambda: ("train",), lambda split: open_emoji(rest or None, split))
     if kind == "fashion_mnist":
-        folder = Path(rest).expanduser() if rest else FASHION_MNIST
+        folder = epath.Path(rest or FASHION_MNIST).expanduser()
         return Opener(lambda: ("train", "test"), lambda split: open_fashion_mnist(folder, split))
     if kind == "tfds" and rest:
         return Opener(lambda: tfds_splits(rest), lambda split: open_tfds(rest, split))
     if kind == "records" and rest:
-        folder = Path(rest).expanduser()
+        folder = epath.Path(rest).expanduser()
         return Opener(lambda: ("train",), lambda split: open_records(folder, split))
     if path.suffix.lower() == ".npz":
         return Opener(lambda: npz_splits(path), lambda split: open_npz(path, split))

@@ -9,8 +9,9 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from etils import epath
 
 from jaxdiff.data.images import decode
 from jaxdiff.data.source import Example
@@ -93,7 +94,7 @@ def _builder(spec: str) -> "tfds.core.DatasetBuilder":
     import tensorflow_datasets as tfds
 
     name, folder = _name_and_folder(spec)
-    data_dir = Path(folder).expanduser() if folder else None
+    data_dir = epath.Path(folder).expanduser() if folder else None
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except tfds.core.DatasetNotFoundError as error:

@@ -12,7 +12,7 @@ from typing import TypeAlias, cast
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 Kernel: TypeAlias = Callable[
     [Float[Array, "b n heads d"], Float[Array, "b m heads d"], Float[Array, "b m heads d"]], Float[Array, "b n heads d"]
@@ -27,10 +27,14 @@ LONG = 1024
 
 
 def plain(
-    q: Float[Array, "b n heads d"], k: Float[Array, "b m heads d"], v: Float[Array, "b m heads d"]
+    q: Float[Array, "b n heads d"],
+    k: Float[Array, "b m heads d"],
+    v: Float[Array, "b m heads d"],
+    mask: Bool[Array, "b m"] | None = None,
 ) -> Float[Array, "b n heads d"]:
-    """Attention by matrix products: the reference."""
-    return jax.nn.dot_product_attention(q, k, v, implementation="xla")
+    """Attention by matrix products: the reference. `mask`: the keys that may be seen, at least one for each example."""
+    seen = None if mask is None else mask[:, None, None, :]
+    return jax.nn.dot_product_attention(q, k, v, mask=seen, implementation="xla")
 
 
 def cudnn(

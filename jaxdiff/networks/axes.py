@@ -20,14 +20,23 @@ MESH_AXES: dict[str | None, tuple[str, ...]] = {
 }
 """The mesh axes over which each logical axis of an activation is spread."""
 
+MULTIHEADS = ("self_attention", "cross_attention")
+"""Names of the modules `MultiHead` in a block."""
+
 PARAMETER_AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
-    # DiT's blocks, stacked along their first axis.
-    ("blocks", "qkv", "kernel"): ("layer", None, None, "heads", None),
-    ("blocks", "qkv", "bias"): ("layer", None, "heads", None),
-    ("blocks", "out", "kernel"): ("layer", "hidden", None),
-    ("blocks", "mlp_0", "kernel"): ("layer", None, "hidden"),
-    ("blocks", "mlp_0", "bias"): ("layer", "hidden"),
-    ("blocks", "mlp_1", "kernel"): ("layer", "hidden", None),
+    # The blocks of transformers: of DiT, and of the U-Net and others with attention by `MultiHead`.
+    ("blocks", "qkv", "kernel"): (None, None, "heads", None),
+    ("blocks", "qkv", "bias"): (None, "heads", None),
+    ("blocks", "out", "kernel"): ("hidden", None),
+    ("blocks", "mlp_0", "kernel"): (None, "hidden"),
+    ("blocks", "mlp_0", "bias"): ("hidden",),
+    ("blocks", "mlp_1", "kernel"): ("hidden", None),
+    **{(attention, name, "kernel"): (None, "heads") for attention in MULTIHEADS for name in "qkv"},
+    **{(attention, name, "bias"): ("heads",) for attention in MULTIHEADS for name in "qkv"},
+    **{(attention, "out", "kernel"): ("heads", None) for attention in MULTIHEADS},
+    # Gated MLPs: values and gates along an axis of their own.
+    ("mlp_0", "kernel"): (None, None, "hidden"),
+    ("mlp_0", "bias"): (None, "hidden"),
     # The U-Net's residual blocks.
     ("conv_0", "kernel"): (None, None, None, "hidden"),
     ("conv_0", "bias"): ("hidden",),
@@ -35,15 +44,19 @@ PARAMETER_AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
     ("norm_1", "bias"): ("hidden",),
     ("conv_1", "kernel"): (None, None, "hidden", None),
 }
-"""Parameters with named axes, by the end of their path: of two matrices the first by columns, the second by rows."""
+"""Parameters with named axes, by the end of their path: of two matrices the first by columns, the second by rows.
+
+Those below "blocks" have another axis in front, that of the stack.
+"""
 
 
 def parameter_axes(path: Sequence[str], ndim: int) -> tuple[str | None, ...]:
     """The logical axes of the parameter at `path`, or of its average or moment, whose paths end alike."""
+    stack = ("layer",) if "blocks" in path and ndim else ()
     for end, axes in PARAMETER_AXES.items():
-        if tuple(path[-len(end) :]) == end and len(axes) == ndim:
-            return axes
-    return ("layer", *(None,) * (ndim - 1)) if "blocks" in path and ndim else (None,) * ndim
+        if tuple(path[-len(end) :]) == end and len(stack) + len(axes) == ndim:
+            return (*stack, *axes)
+    return (*stack, *(None,) * (ndim - len(stack)))
 
 
 def constrain(x: Array, *names: str | None) -> Array:

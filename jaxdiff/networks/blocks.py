@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdiff.networks.axes import constrain
-from jaxdiff.networks.layers import GroupNorm, attention, conv, dense
+from jaxdiff.networks.layers import GroupNorm, attention, conv, dense, scaled
 from jaxdiff.networks.resample import upsampled_convolution
 
 Resample: TypeAlias = Callable[[Float[Array, "b h w c"]], Float[Array, "b h2 w2 c"]]
@@ -39,6 +39,8 @@ class ResBlock(nn.Module):
     """Factor on the sum of the two branches."""
     norm_eps: float = 1e-5
     """Added to the variance in group norm."""
+    norm_groups: int = 0
+    """Groups of group norm; 0 for `layers.num_groups`."""
     gain: float = 1.0
     """Scale of the initial kernels' variance."""
     dtype: str = "float32"
@@ -48,14 +50,14 @@ class ResBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], emb: Float[Array, "b e"], train: bool
     ) -> Float[Array, "b h2 w2 features"]:
-        h = nn.silu(GroupNorm(self.norm_eps, name="norm_0")(x))
+        h = nn.silu(GroupNorm(self.norm_eps, self.norm_groups, name="norm_0")(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = conv(self.features, 3, self.dtype, self.gain, "conv_0")(h)
         h = constrain(h, "batch", None, None, "hidden")
         size = self.features * (2 if self.scale_shift else 1)
         mod = constrain(dense(size, self.dtype, self.gain, "embedding")(emb), "batch", None)
-        norm = GroupNorm(self.norm_eps, name="norm_1")
+        norm = GroupNorm(self.norm_eps, self.norm_groups, name="norm_1")
         if self.scale_shift:
             s, t = jnp.split(mod.astype(jnp.float32), 2, axis=-1)
             h = norm(h, (s, t))
@@ -80,6 +82,8 @@ class Attention(nn.Module):
     """Factor on the sum of the two branches."""
     norm_eps: float = 1e-5
     """Added to the variance in group norm."""
+    norm_groups: int = 0
+    """Groups of group norm; 0 for `layers.num_groups`."""
     gain: float = 1.0
     """Scale of the initial kernels' variance."""
     dtype: str = "float32"
@@ -90,7 +94,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         b, height, width, c = x.shape
-        h = GroupNorm(self.norm_eps, name="norm")(x).reshape(b, height * width, c)
+        h = GroupNorm(self.norm_eps, self.norm_groups, name="norm")(x).reshape(b, height * width, c)
         qkv = dense(3 * c, self.dtype, self.gain, "qkv")(h)
         q, k, v = jnp.moveaxis(qkv.reshape(b, -1, 3, self.heads, c // self.heads), 2, 0)
         h = attention(self, q, k, v, self.kernel).reshape(b, height, width, c)
@@ -103,12 +107,15 @@ class Downsample(nn.Module):
 
     gain: float = 1.0
     """Scale of the initial kernel's variance."""
+    symmetric: bool = False
+    """Zeros on all sides of the image (PyTorch); False for the right and the bottom alone (TensorFlow)."""
     dtype: str = "float32"
     """Compute type."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-        return conv(x.shape[-1], 3, self.dtype, self.gain, "conv", stride=2)(x)
+        padding = 1 if self.symmetric else "SAME"
+        return conv(x.shape[-1], 3, self.dtype, self.gain, "conv", stride=2, padding=padding)(x)
 
 
 class Upsample(nn.Module):
@@ -122,8 +129,3 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         return conv(x.shape[-1], 3, self.dtype, self.gain, "conv", operation=upsampled_convolution)(x)
-
-
-def scaled(x: Float[Array, "..."], factor: float) -> Float[Array, "..."]:
-    """``factor * x``, without an operation where it is 1."""
-    return x if factor == 1.0 else x * jnp.asarray(factor, x.dtype)

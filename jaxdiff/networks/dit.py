@@ -7,7 +7,7 @@
 Source: arXiv:2212.09748, Sec. 3.2 (adaLN-Zero).
 """
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import flax.linen as nn
 import jax
@@ -23,6 +23,8 @@ from jaxdiff.networks.resample import depth_to_space, space_to_depth
 
 NOISE_FEATURES = 256
 """Sinusoids of the noise level, in every published size."""
+
+BlockType = TypeVar("BlockType", bound=type[nn.Module])
 
 
 class DiT(nn.Module):
@@ -53,6 +55,10 @@ class DiT(nn.Module):
     """Number of class labels; 0 for none."""
     learned_variance: bool = False
     """Twice the output channels, for a learned variance."""
+    max_period: float = 10000.0
+    """Longest period of the noise level's sinusoids, over 2 pi."""
+    mlp_norm_eps: float = 1e-6
+    """Added to the variance in the norm before each MLP; diffusers' file of DiT-XL/2 has 1e-5."""
     remat: Literal["none", "dots", "full"] = "dots"
     """What the backward pass recomputes: nothing, all but the matrix products and attention, or whole blocks."""
     attention: Literal["auto", "plain"] = "auto"
@@ -80,6 +86,7 @@ class DiT(nn.Module):
             h = h + jnp.asarray(sincos_positions(rows, cols, self.width), h.dtype)
         grid = (rows, cols) if self.positions == "rotary" else None
         fields = (self.heads, self.mlp_ratio, grid, self.qk_norm, self.dropout, train, self.dtype, self.attention)
+        fields = (*fields, self.mlp_norm_eps)
         h = constrain(h, "batch", "tokens", None)
         h, _ = stacked(self.depth, self.remat)(*fields, name="blocks")(h, emb)
 
@@ -92,7 +99,7 @@ class DiT(nn.Module):
 
     def _embedding(self, noise: Array, cond: Cond) -> Float[Array, "b width"]:
         init = nn.initializers.normal(0.02)
-        emb = sinusoid(noise, NOISE_FEATURES)
+        emb = sinusoid(noise, NOISE_FEATURES, self.max_period)
         emb = nn.silu(nn.Dense(self.width, kernel_init=init, name="noise_0")(emb))
         emb = nn.Dense(self.width, kernel_init=init, name="noise_1")(emb)
         if self.num_classes:
@@ -130,6 +137,8 @@ class Block(nn.Module):
     """Compute type."""
     kernel: str = "auto"
     """How attention is computed, as in `layers.attention`."""
+    mlp_norm_eps: float = 1e-6
+    """Added to the variance in the norm before the MLP."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], emb: Float[Array, "b d"]) -> tuple[Float[Array, "b n d"], None]:
@@ -140,7 +149,8 @@ class Block(nn.Module):
         h = self._attend(modulated_norm(x, shift_1, scale_1))
         x = x + gate_1[:, None] * self._drop(h)
 
-        h = dense(self.mlp_ratio * d, self.dtype, 1.0, "mlp_0")(modulated_norm(x, shift_2, scale_2))
+        h = modulated_norm(x, shift_2, scale_2, self.mlp_norm_eps)
+        h = dense(self.mlp_ratio * d, self.dtype, 1.0, "mlp_0")(h)
         h = constrain(h, "batch", "tokens", "hidden")
         h = dense(d, self.dtype, 1.0, "mlp_1")(nn.gelu(h, approximate=True))
         x = x + gate_2[:, None] * self._drop(h)
@@ -167,12 +177,17 @@ class Block(nn.Module):
 
 
 def stacked(depth: int, remat: str) -> type[Block]:
+    """`depth` blocks after each other, as in `scanned`."""
+    return scanned(Block, depth, remat)
+
+
+def scanned(block: BlockType, depth: int, remat: str) -> BlockType:
     """`depth` blocks after each other, compiled once: their parameters have a first axis of that length.
 
-    `remat` says what the backward pass recomputes, as in `DiT`.
+    A block is ``(carried, *seen) -> (carried, None)``. `remat` says what the backward pass recomputes, as in `DiT`.
     """
     return nn.scan(
-        recomputed(Block, remat, in_scan=True),
+        recomputed(block, remat, in_scan=True),
         variable_axes={"params": 0, PERTURBED: 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
@@ -191,17 +206,23 @@ def modulated_norm(
     return (normed * (1 + scale[:, None]) + shift[:, None]).astype(x.dtype)
 
 
-def sincos_positions(rows: int, cols: int, width: int) -> Float[np.ndarray, "n width"]:
+def sincos_positions(rows: int, cols: int, width: int, extent: float | None = None) -> Float[np.ndarray, "n width"]:
     """Fixed positions of a grid of tokens, row by row: half the channels tell the column, half the row.
 
-    Each half is ``[sin(p w), cos(p w)]`` with ``w_i = 10000 ** (-i / (width / 4))``. A NumPy constant.
+    Each half is the `waves` of that axis, whose positions are 0, 1, 2, ..., or with `extent` divide it evenly: larger
+    images then lie closer, as in PixArt. A NumPy constant.
     Source: arXiv:2212.09748, Sec. 3.2, after arXiv:2111.06377, App. A.1.
     """
-    row, col = np.divmod(np.arange(rows * cols, dtype=np.float64), cols)
-    w = 10000.0 ** -(np.arange(width // 4) / (width // 4))
-    angles = [position[:, None] * w for position in (col, row)]
-    waves = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
-    return np.concatenate(waves, axis=-1).astype(np.float32)
+    by_row, by_col = (waves(n, width // 2, 1.0 if extent is None else extent / n) for n in (rows, cols))
+    halves = (np.tile(by_col, (rows, 1)), np.repeat(by_row, cols, axis=0))
+    return np.concatenate(halves, axis=-1).astype(np.float32)
+
+
+def waves(count: int, width: int, step: float = 1.0) -> Float[np.ndarray, "n width"]:
+    """``[sin(p w), cos(p w)]`` at p = 0, step, 2 step, ... with ``w_i = 10000 ** (-i / (width / 2))``."""
+    w = 10000.0 ** -(np.arange(width // 2) / (width // 2))
+    angle = (np.arange(count, dtype=np.float64) * step)[:, None] * w
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
 
 
 def rotate(x: Float[Array, "b n heads d"], rows: int, cols: int) -> Float[Array, "b n heads d"]:

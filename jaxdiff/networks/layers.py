@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.core.types import Cond
 from jaxdiff.networks.attention import fastest, plain
@@ -35,7 +35,7 @@ def conv(
     gain: float,
     name: str,
     stride: int = 1,
-    padding: str = "SAME",
+    padding: str | int = "SAME",
     operation: Callable[..., Array] | None = None,
 ) -> nn.Conv:
     """A ``size x size`` convolution; ``stride = 2`` halves the image. `operation`: another way to compute it."""
@@ -71,8 +71,10 @@ def num_groups(channels: int) -> int:
     return next(n for n in range(most, 0, -1) if channels % n == 0)
 
 
-def sinusoid(noise: Float[Array, "b"], features: int, max_period: float = 10000.0) -> Float[Array, "b features"]:
-    """``[sin(w noise), cos(w noise)]`` with ``w_i = max_period ** (-i / (features / 2))``.
+def sinusoid(
+    noise: Float[Array, "b"], features: int, max_period: float = 10000.0, cosine_first: bool = False
+) -> Float[Array, "b features"]:
+    """``[sin(w noise), cos(w noise)]`` with ``w_i = max_period ** (-i / (features / 2))``, or the cosines first.
 
     Source: arXiv:2006.11239, App. B, after arXiv:1706.03762, Sec. 3.5. DDPM divides by ``features / 2 - 1``
     instead, which is the same as ``max_period = 10000 ** (half / (half - 1))``.
@@ -80,7 +82,8 @@ def sinusoid(noise: Float[Array, "b"], features: int, max_period: float = 10000.
     half = features // 2
     w = jnp.exp(-math.log(max_period) / half * jnp.arange(half, dtype=jnp.float32))
     angle = noise.astype(jnp.float32)[:, None] * w
-    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    waves = [jnp.sin(angle), jnp.cos(angle)]
+    return jnp.concatenate(waves[::-1] if cosine_first else waves, axis=-1)
 
 
 def random_fourier(noise: Float[Array, "b"], features: int, scale: float) -> Float[Array, "b features"]:
@@ -92,6 +95,11 @@ def random_fourier(noise: Float[Array, "b"], features: int, scale: float) -> Flo
     w = np.random.RandomState(0).standard_normal(features // 2).astype(np.float32) * scale
     angle = 2 * jnp.pi * noise.astype(jnp.float32)[:, None] * w
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def scaled(x: Float[Array, "..."], factor: float) -> Float[Array, "..."]:
+    """``factor * x``, without an operation where it is 1."""
+    return x if factor == 1.0 else x * jnp.asarray(factor, x.dtype)
 
 
 def with_waves(x: Float[Array, "b h w c"], exponents: tuple[int, ...]) -> Float[Array, "b h w c2"]:
@@ -116,17 +124,20 @@ def label_index(cond: Cond, batch: int, num_classes: int) -> Int[Array, "b"]:
 def attention(
     module: nn.Module,
     q: Float[Array, "b n heads d"],
-    k: Float[Array, "b n heads d"],
-    v: Float[Array, "b n heads d"],
+    k: Float[Array, "b m heads d"],
+    v: Float[Array, "b m heads d"],
     kernel: str = "auto",
+    mask: Bool[Array, "b m"] | None = None,
 ) -> Float[Array, "b n heads d"]:
     """Softmax attention; `v` itself where the variable `identity` of `module` in the collection PERTURBED is true.
 
     `kernel`: "auto", the fastest on the program's platform, or "plain", which can be differentiated forward as well.
+    `mask`: the keys that may be seen, at least one for each example; then always the plain kernel.
     The identity in place of the attention map is what perturbed-attention guidance compares with
     (arXiv:2403.17377, Sec. 4); `apply.identity_attention` makes the collection.
     """
-    h = checkpoint_name(plain(q, k, v) if kernel == "plain" else fastest(q, k, v), ATTENTION)
+    simple = kernel == "plain" or mask is not None
+    h = checkpoint_name(plain(q, k, v, mask) if simple else fastest(q, k, v), ATTENTION)
     if module.has_variable(PERTURBED, "identity"):
         h = jnp.where(module.get_variable(PERTURBED, "identity"), v, h)
     return h
@@ -136,11 +147,14 @@ class GroupNorm(nn.Module):
     """Group normalisation with float32 statistics: ``scale * (x - mean) / std + bias``.
 
     An optional modulation ``[b, c]`` pair makes it ``norm(x) * (1 + s) + t`` (AdaGN of arXiv:2105.05233).
-    Everything is folded into one multiply-add per pixel. Source: arXiv:1803.08494.
+    Everything is folded into one multiply-add per pixel. Raises ValueError where the groups do not divide the channels.
+    Source: arXiv:1803.08494.
     """
 
     eps: float = 1e-5
     """Added to the variance."""
+    groups: int = 0
+    """Number of groups; 0 for `num_groups` of the channels."""
 
     @nn.compact
     def __call__(
@@ -149,7 +163,11 @@ class GroupNorm(nn.Module):
         modulation: tuple[Float[Array, "b c"], Float[Array, "b c"]] | None = None,
     ) -> Float[Array, "b h w c"]:
         b, _, _, c = x.shape
-        groups = num_groups(c)
+        groups = self.groups or num_groups(c)
+        if c % groups:
+            raise ValueError(
+                f"norms of {groups} groups do not fit {c} channels: a divisor or 0 (--network.norm-groups)"
+            )
         gain = self.param("scale", nn.initializers.ones, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
 
@@ -180,6 +198,8 @@ class NoiseEmbedding(nn.Module):
     """Size of the result."""
     max_period: float = 10000.0
     """Longest period of the sinusoids, over 2 pi."""
+    cosine_first: bool = False
+    """Cosines before sines."""
     fourier_scale: float = 0.0
     """Standard deviation of random Fourier frequencies; 0 for sinusoids."""
     num_classes: int = 0
@@ -196,7 +216,7 @@ class NoiseEmbedding(nn.Module):
         if self.fourier_scale > 0:
             emb = random_fourier(noise, self.features, self.fourier_scale)
         else:
-            emb = sinusoid(noise, self.features, self.max_period)
+            emb = sinusoid(noise, self.features, self.max_period, self.cosine_first)
         if self.augment_dim:
             absent = jnp.zeros((noise.shape[0], self.augment_dim))
             augment = cond.get("augment", absent)

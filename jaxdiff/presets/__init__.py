@@ -10,6 +10,7 @@ PRESETS: Mapping[str, Callable[[], Config]] = {
     for preset in (
         emoji.smileys,
         emoji.emoji,
+        emoji.emoji_text,
         emoji.emoji_vdm,
         emoji.fashion_mnist,
         emoji.fashion_mnist_classifier,

@@ -7,6 +7,7 @@ from jaxdiff.core import paths, predictions, times
 from jaxdiff.data import Data
 from jaxdiff.networks.classifier import Classifier
 from jaxdiff.networks.schedule import LearnedSchedule
+from jaxdiff.networks.text_transformer import TextTransformer
 from jaxdiff.networks.unet import UNet
 from jaxdiff.objectives.classification import Classification
 from jaxdiff.objectives.denoising import Denoising
@@ -72,6 +73,35 @@ def emoji() -> Config:
         batch_size=32,
         save_every=250,
         preview_every=2100,
+    )
+
+
+def emoji_text() -> Config:
+    """The emoji at 32x32 from their captions, read by a text encoder that learns with the network: hours on a CPU."""
+    config = emoji()
+    return dataclasses.replace(
+        config,
+        data=Data("emoji", size=32, labels=False, text=True, keywords=True),
+        network=UNet(
+            patch=2,
+            channels=48,
+            channel_mults=(1, 2, 2),
+            blocks_per_level=1,
+            attention_resolutions=(),
+            transformer_depths=(0, 1, 1),
+            middle_transformer=1,
+            head_channels=32,
+            scale_shift=True,
+            text_width=96,
+            text_pooled=96,
+            text_encoder=TextTransformer(vocabulary=1024, length=24, width=96, depth=2),
+        ),
+        text="words",
+        optim=optim.Optim(learning_rate=1e-3, warmup=200, decay=optim.CosineDecay(), clip=1.0),
+        sampling=Sampling(steps=50, cfg_scale=3.0),
+        steps=20000,
+        save_every=500,
+        preview_every=5000,
     )
 
 

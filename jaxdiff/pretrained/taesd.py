@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdiff.core.codec import Codec
+from jaxdiff.core.codec import Codec, Opened
 from jaxdiff.core.types import Params
 from jaxdiff.networks.taesd import FACTOR, Decoder, Encoder
 from jaxdiff.pretrained.pickles import refusing
@@ -42,28 +42,11 @@ MEMBERS: Mapping[str, Member] = {
 """For the latents of Stable Diffusion 1 and 2, SDXL, SD3, FLUX.1 and FLUX.2."""
 
 
-class Opened(NamedTuple):
-    """A codec, and what a record must say of it."""
-
-    codec: Codec
-    """A half whose file was not named raises ValueError when it is asked."""
-    name: str
-    sha256: tuple[str, ...]
-    """Of the files, in the order in which they were named."""
-    factor: int
-    """Pixels a side for each latent pixel."""
-    channels: int
-    """Channels of a latent pixel."""
-
-
-def open_codec(spec: str) -> Opened:
-    """The codec that ``NAME=FILE`` or ``NAME=FILE,FILE`` names: encoder, decoder, or both in either order.
+def open_taesd(name: str, files: str) -> Opened:
+    """The codec `MEMBERS[name]` of ``FILE`` or ``FILE,FILE``: encoder, decoder, or both in either order.
 
     Raises ValueError or FileNotFoundError, one line that names the flag.
     """
-    name, _, files = spec.partition("=")
-    if name not in MEMBERS or not files:
-        raise ValueError(f"codec {spec!r} is not allowed: NAME=FILE, NAME being {', '.join(MEMBERS)} (--codec)")
     member, halves, digests = MEMBERS[name], {}, []
     for file in map(Path, files.split(",")):
         if not file.is_file():

@@ -32,13 +32,14 @@ Scale = float | Float[Array, ""] | Float[Array, "b"]
 """The strength of guidance: one for all, or one per image; may be traced. 1 is none."""
 
 
-def pair(apply: ApplyFn, params: Params, prediction: Prediction, cond: Cond) -> Pair:
-    """main with `cond` and ref with the absent condition, in one network call on a batch of 2b."""
+def pair(apply: ApplyFn, params: Params, prediction: Prediction, cond: Cond, negative: Cond | None = None) -> Pair:
+    """main with `cond` and ref with the absent condition, in one network call on a batch of 2b.
+
+    `negative`: leaves of the condition that ref has in place of absent ones (a negative prompt).
+    """
+    other = {**absent(cond), **(negative or {})}
     # Each image's two rows are neighbours, so that a batch sharded over devices stays where it is.
-    both = {
-        name: jnp.stack([leaf, gone], axis=1).reshape(-1, *leaf.shape[1:])
-        for (name, leaf), gone in zip(cond.items(), absent(cond).values(), strict=True)
-    }
+    both = {name: jnp.stack([leaf, other[name]], axis=1).reshape(-1, *leaf.shape[1:]) for name, leaf in cond.items()}
     denoise = denoiser(apply, params, prediction, both)
 
     def level_of_both(level: Level) -> Level:

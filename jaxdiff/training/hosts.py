@@ -110,7 +110,7 @@ def connect(hosts: Hosts, preemptible: bool = False) -> None:
 
     `preemptible`: SIGTERM does not end a process of many, but is told to all (`Interrupt.reached`).
 
-    Raises: ValueError, one line that names the flag.
+    Raises: ConnectionError or ValueError, one line that names the flag.
     """
     given = hosts.num_processes is not None
     if not (given or cluster()) or hosts.num_processes == 1:
@@ -136,7 +136,7 @@ def connect(hosts: Hosts, preemptible: bool = False) -> None:
         advice = (
             "--coordinator" if given else "--coordinator, --num-processes, --process-id; alone: TPU_SKIP_MDS_QUERY=1"
         )
-        raise ValueError(f"the processes could not meet ({what}) ({advice})") from error
+        raise ConnectionError(f"the processes could not meet ({what}) ({advice})") from error
     if is_many():
         threading.Thread(target=_listen, name="hosts", daemon=True).start()
 
@@ -216,7 +216,7 @@ def _check_port(port: int) -> None:
         try:
             probe.bind(("", port))
         except OSError as error:
-            raise ValueError(
+            raise ConnectionError(
                 f"port {port} of the coordinator cannot be used: {error.strerror} (--coordinator)"
             ) from error
 

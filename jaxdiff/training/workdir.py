@@ -22,11 +22,13 @@ def prepare_workdir(
     config: Json,
     ignore: Collection[str] = (),
     flag: Callable[[str], str] | None = None,
+    up_to_date: Callable[[Json], Json] = lambda config: config,
 ) -> None:
     """Makes the folder of a new run, or checks that it holds the same run; writes `config.json`.
 
     Raises: ValueError, in one line, where the folder holds something else, or a run whose config differs
-    (`check_config`, which explains `ignore` and `flag`), or where it cannot be written.
+    (`check_config`, which explains `ignore` and `flag`), or where it cannot be written. `up_to_date`: what an older
+    version's config is today.
     """
     root = epath.Path(workdir)
     if jax.process_index() != 0:
@@ -34,7 +36,7 @@ def prepare_workdir(
     try:
         found = [p.name for p in root.iterdir()] if root.exists() else []
         if "config.json" in found:
-            check_config(root, read_config(root), config, ignore, flag)
+            check_config(root, up_to_date(read_config(root)), config, ignore, flag)
         elif foreign := sorted(n for n in found if not n.startswith(".") and n != "lost+found"):
             raise ValueError(
                 f"workdir {root} holds {foreign[0]}, but no run of jaxdiff: use a new or empty folder (--workdir)"

@@ -12,6 +12,7 @@ from PIL import Image
 
 import sample
 import train
+from jaxdiff.codecs import open_codec
 from jaxdiff.commands import precompute
 from jaxdiff.commands.encoding import Encoding, encoded
 from jaxdiff.commands.reference import reference_data
@@ -20,7 +21,6 @@ from jaxdiff.data.images import fit
 from jaxdiff.data.shards import shard_name
 from jaxdiff.presets.emoji import smileys
 from jaxdiff.pretrained.minilm import TextEncoder, TextFeatures
-from jaxdiff.pretrained.taesd import open_codec
 from jaxdiff.sampler import finish_of
 
 SIZE, SHARDS = 16, 3

@@ -8,8 +8,8 @@ import tiny_codec
 torch = pytest.importorskip("torch", reason="needs the extra parity")
 diffusers = pytest.importorskip("diffusers", reason="needs the extra parity")
 
+from jaxdiff.codecs import open_codec  # noqa: E402
 from jaxdiff.networks.taesd import Decoder, Encoder  # noqa: E402
-from jaxdiff.pretrained.taesd import open_codec  # noqa: E402
 
 
 def test_both_halves(tmp_path):

@@ -8,9 +8,10 @@ import pytest
 import tiny_codec
 from safetensors.numpy import save_file
 
+from jaxdiff.codecs import open_codec
 from jaxdiff.data.source import Source
 from jaxdiff.networks.taesd import Decoder, Encoder
-from jaxdiff.pretrained.taesd import MEMBERS, load_decoder, load_encoder, open_codec
+from jaxdiff.pretrained.taesd import MEMBERS, load_decoder, load_encoder
 
 
 @pytest.fixture(scope="module")

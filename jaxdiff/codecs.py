@@ -1,0 +1,49 @@
+"""Codecs by the text of `--codec`, NAME=WHERE: the published ones, and autoencoders that were trained here.
+
+taesd=FILE,FILE ...      the TAESD family: encoder, decoder, or both in either order
+kl=FOLDER                AutoencoderKL in diffusers' layout, with its config.json
+sd=FILE, sdxl, sd3, flux the same without a config
+run=DIR                  what train.py made in DIR: the first average of its last checkpoint
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from etils import epath
+
+from jaxdiff.config import Config, from_json
+from jaxdiff.core.codec import Opened
+from jaxdiff.networks.autoencoder import AutoencoderKL
+from jaxdiff.pretrained.autoencoder import PUBLISHED, codec_of, open_autoencoder, open_published
+from jaxdiff.pretrained.taesd import MEMBERS, open_taesd
+from jaxdiff.training.restore import fingerprint, read_params, read_step_config, steps
+
+
+def open_codec(spec: str) -> Opened:
+    """The codec that `spec` names. Raises ValueError or FileNotFoundError, one line that names the flag."""
+    openers: Mapping[str, Callable[[str], Opened]] = {
+        **{name: partial(open_taesd, name) for name in MEMBERS},
+        **{name: partial(open_published, name) for name in PUBLISHED},
+        "kl": open_autoencoder,
+        "run": open_run,
+    }
+    name, _, where = spec.partition("=")
+    if name not in openers or not where:
+        raise ValueError(
+            f"codec {spec!r} is not allowed: NAME=FILE, or FOLDER for kl and run, NAME being {', '.join(openers)} (--codec)"
+        )
+    return openers[name](where)
+
+
+def open_run(text: str) -> Opened:
+    """The autoencoder that a run trained. Raises FileNotFoundError without one, ValueError for a run of another kind."""
+    folder = epath.Path(text)
+    stored = steps(folder) if folder.is_dir() else ()
+    if not stored:
+        raise FileNotFoundError(f"{folder} has no complete checkpoint of a run (--codec run=DIR)")
+    config = from_json(read_step_config(folder, stored[-1])["config"])
+    if not (isinstance(config, Config) and isinstance(config.network, AutoencoderKL)):
+        raise ValueError(f"the run in {folder} trained no autoencoder: name one of a preset *_vae (--codec run=DIR)")
+    params = read_params(folder, stored[-1], 0 if config.ema else None)["network"]
+    network = config.network
+    return Opened(codec_of(network, params), "run", (fingerprint(params),), network.factor, network.latents)

@@ -1,0 +1,280 @@
+"""Published AutoencoderKL: diffusers' folders, and files in its naming, its early naming or the original programs'.
+
+    ours                              diffusers                                   original
+    encoder/down_0_1/conv_0/kernel    encoder.down_blocks.0.resnets.1.conv1.      encoder.down.0.block.1.conv1.
+    encoder/down_0_half/conv/kernel   encoder.down_blocks.0.downsamplers.0.conv.  encoder.down.0.downsample.conv.
+    decoder/up_0_2/skip/kernel        decoder.up_blocks.0.resnets.2.conv_shortcut.  decoder.up.3.block.2.nin_shortcut.
+    decoder/quant/kernel              post_quant_conv.                            post_quant_conv.
+
+The original programs number the decoder's sizes from the picture's own, and call 1x1 convolutions what are linear layers
+here. What a model's latents are to diffusion is in its config: ``(z - shift_factor) * scaling_factor``.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.core.codec import Codec, Images, Latents, Opened, Posterior, normalised
+from jaxdiff.core.types import Params
+from jaxdiff.networks.autoencoder import AutoencoderKL
+from jaxdiff.pretrained import exchange
+from jaxdiff.pretrained.exchange import Origin, Shape
+from jaxdiff.pretrained.pickles import refusing
+from jaxdiff.pretrained.vit import Rules, rename
+from jaxdiff.pretrained.weights import Where, read_weights, sha256, torch_name
+
+CONFIG = "config.json"
+FILES = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.bin",
+)
+"""What diffusers calls the weights in a folder, the best first."""
+
+OURS: Rules = (
+    (r"^encoder\.quant\.", "quant_conv."),
+    (r"^decoder\.quant\.", "post_quant_conv."),
+    (r"\.down_(\d+)_half\.", r".down_blocks.\1.downsamplers.0."),
+    (r"\.up_(\d+)_twice\.", r".up_blocks.\1.upsamplers.0."),
+    (r"\.(down|up)_(\d+)_(\d+)\.", r".\1_blocks.\2.resnets.\3."),
+    (r"\.middle_(\d+)\.", r".mid_block.resnets.\1."),
+    (r"\.middle_attention\.norm\.", ".mid_block.attentions.0.group_norm."),
+    (r"\.middle_attention\.heads\.out\.", ".mid_block.attentions.0.to_out.0."),
+    (r"\.middle_attention\.heads\.", ".mid_block.attentions.0.to_"),
+    (r"\.norm_out\.", ".conv_norm_out."),
+    (r"\.norm_0\.", ".norm1."),
+    (r"\.norm_1\.", ".norm2."),
+    (r"\.conv_0\.", ".conv1."),
+    (r"\.conv_1\.", ".conv2."),
+    (r"\.skip\.", ".conv_shortcut."),
+)
+"""From our names to diffusers'."""
+
+OLDER: Rules = (
+    (r"^loss\..*$", ""),  # the discriminator and LPIPS, which lay in the same file while they trained
+    (r"\.attentions\.0\.query\.", ".attentions.0.to_q."),
+    (r"\.attentions\.0\.key\.", ".attentions.0.to_k."),
+    (r"\.attentions\.0\.value\.", ".attentions.0.to_v."),
+    (r"\.attentions\.0\.proj_attn\.", ".attentions.0.to_out.0."),
+    (r"^(encoder|decoder)\.norm_out\.", r"\1.conv_norm_out."),
+    (r"^encoder\.down\.(\d+)\.block\.", r"encoder.down_blocks.\1.resnets."),
+    (r"^encoder\.down\.(\d+)\.downsample\.", r"encoder.down_blocks.\1.downsamplers.0."),
+    (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
+    (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
+    (r"\.mid\.attn_1\.norm\.", ".mid_block.attentions.0.group_norm."),
+    (r"\.mid\.attn_1\.proj_out\.", ".mid_block.attentions.0.to_out.0."),
+    (r"\.mid\.attn_1\.", ".mid_block.attentions.0.to_"),
+    (r"\.nin_shortcut\.", ".conv_shortcut."),
+)
+"""From other naming schemes to diffusers'; the decoder's levels are numbered in `diffusers_names`."""
+
+PREFIXES = ("first_stage_model.", "vae.")
+"""Before the autoencoder's names in a file of a whole model."""
+
+
+class Scaling(NamedTuple):
+    """How a model's latents are brought to what diffusion sees, ``(z - mean) / std``; of each channel, or of all."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Published(NamedTuple):
+    """A published autoencoder."""
+
+    network: AutoencoderKL
+    scaling: Scaling
+
+
+_WIDE = AutoencoderKL(latents=16, quant=False)
+PUBLISHED: Mapping[str, Published] = {
+    "sd": Published(AutoencoderKL(), Scaling((0.0,), (1 / 0.18215,))),
+    "sdxl": Published(AutoencoderKL(), Scaling((0.0,), (1 / 0.13025,))),
+    "sd3": Published(_WIDE, Scaling((0.0609,), (1 / 1.5305,))),
+    "flux": Published(_WIDE, Scaling((0.1159,), (1 / 0.3611,))),
+}
+"""For files without a config: Stable Diffusion 1 and 2, SDXL, SD3 and 3.5, FLUX.1."""
+
+
+def autoencoder_config(config: Mapping[str, object]) -> AutoencoderKL:
+    """The network of a published config.json. Raises ValueError that names a field which cannot be honoured."""
+    known = {"sample_size", "force_upcast", "scaling_factor", "shift_factor", "latents_mean", "latents_std"}
+
+    def field(name: str, default: object) -> object:
+        known.add(name)
+        return config.get(name, default)
+
+    def whole(name: str, default: int) -> int:
+        value = field(name, default)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{CONFIG}: {name} = {value!r} is not allowed: a positive integer")
+        return value
+
+    def wanted(name: str, default: object, allowed: object) -> None:
+        if (value := field(name, default)) != allowed:
+            raise ValueError(f"{CONFIG}: {name} = {value!r} is not supported, but {allowed!r}")
+
+    widths = field("block_out_channels", [64])
+    if not isinstance(widths, Sequence) or not all(isinstance(width, int) for width in widths) or not widths:
+        raise ValueError(f"{CONFIG}: block_out_channels = {widths!r} is not allowed: integers")
+    wanted("_class_name", "AutoencoderKL", "AutoencoderKL")
+    wanted("act_fn", "silu", "silu")
+    wanted("down_block_types", ["DownEncoderBlock2D"], ["DownEncoderBlock2D"] * len(widths))
+    wanted("up_block_types", ["UpDecoderBlock2D"], ["UpDecoderBlock2D"] * len(widths))
+    channels, quant = whole("in_channels", 3), bool(field("use_quant_conv", True))
+    wanted("out_channels", 3, channels)
+    wanted("use_post_quant_conv", True, quant)
+    network = AutoencoderKL(
+        latents=whole("latent_channels", 4),
+        widths=tuple(widths),
+        blocks_per_level=whole("layers_per_block", 1),
+        channels=channels,
+        groups=whole("norm_num_groups", 32),
+        quant=quant,
+        middle_attention=bool(field("mid_block_add_attention", True)),
+    )
+    for name in config:
+        if name not in known and not name.startswith("_"):
+            raise ValueError(f"{CONFIG}: {name} = {config[name]!r} is not known")
+    return network
+
+
+def scaling_of(config: Mapping[str, object]) -> Scaling:
+    """What the config says of the latents: their statistics by channel, or one factor and shift."""
+    factor = config.get("scaling_factor", 0.18215)
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if not isinstance(factor, float | int) or not factor:
+        raise ValueError(f"{CONFIG}: scaling_factor = {factor!r} is not allowed: a number other than 0")
+    if isinstance(mean, Sequence) and isinstance(std, Sequence):
+        return Scaling(tuple(map(float, mean)), tuple(float(s) / factor for s in std))
+    shift = config.get("shift_factor") or 0.0
+    if not isinstance(shift, float | int):
+        raise ValueError(f"{CONFIG}: shift_factor = {shift!r} is not allowed: a number")
+    return Scaling((float(shift),), (1 / factor,))
+
+
+def config_json(network: AutoencoderKL, scaling_factor: float = 1.0, shift_factor: float = 0.0) -> dict[str, object]:
+    """The config.json with which diffusers reads what `dump` gives: the inverse of `autoencoder_config`."""
+    levels = len(network.widths)
+    return {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": list(network.widths),
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "in_channels": network.channels,
+        "latent_channels": network.latents,
+        "layers_per_block": network.blocks_per_level,
+        "mid_block_add_attention": network.middle_attention,
+        "norm_num_groups": network.groups,
+        "out_channels": network.channels,
+        "scaling_factor": scaling_factor,
+        "shift_factor": shift_factor,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "use_post_quant_conv": network.quant,
+        "use_quant_conv": network.quant,
+    }
+
+
+def load(arrays: Mapping[str, np.ndarray], network: AutoencoderKL) -> Params:
+    """Parameters from the tensors of a file in any of the namings, of the autoencoder alone or of a whole model.
+
+    Raises ValueError where they are not exactly this network's.
+    """
+    return exchange.load(diffusers_names(arrays, len(network.widths)), shapes_of(network), origins)
+
+
+def dump(params: Params, network: AutoencoderKL) -> dict[str, np.ndarray]:
+    """The tensors of diffusers' file: what `load` was given, bit for bit."""
+    del network
+    return exchange.dump(params, origins)
+
+
+def shapes_of(network: AutoencoderKL) -> Params:
+    """The shapes of the network's parameters."""
+    image = jax.ShapeDtypeStruct((1, network.factor, network.factor, network.channels), jnp.float32)
+    return jax.eval_shape(network.init, jax.random.key(0), image)["params"]
+
+
+def origins(path: Where, shape: Shape) -> Origin:
+    """The tensor of a parameter by diffusers' name."""
+    del shape
+    name = torch_name(path)
+    for pattern, replacement in OURS:
+        name = re.sub(pattern, replacement, name)
+    return Origin((name,))
+
+
+def diffusers_names(arrays: Mapping[str, np.ndarray], levels: int) -> dict[str, np.ndarray]:
+    """The autoencoder's tensors by diffusers' names, of a network of so many sizes."""
+    for prefix in PREFIXES:
+        own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        arrays = own or arrays
+    sizes: Rules = tuple(
+        (rf"^decoder\.up\.{k}\.{theirs}\.", f"decoder.up_blocks.{levels - 1 - k}.{new}.")
+        for k in range(levels)
+        for theirs, new in (("block", "resnets"), ("upsample", "upsamplers.0"))
+    )
+    renamed = rename(arrays, OLDER + sizes)
+    attention = ".mid_block.attentions.0.to_"
+    return {
+        name: array.reshape(array.shape[:2]) if attention in name and array.ndim > 2 else array
+        for name, array in renamed.items()
+    }
+
+
+def open_autoencoder(text: str) -> Opened:
+    """The codec of diffusers' folder, of the whole model or of its vae, or of a file beside its config.json.
+
+    The latents are the means of the encoder's distribution, scaled and shifted as the config says. Raises ValueError or
+    FileNotFoundError, one line that names the flag.
+    """
+    path = Path(text)
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir() and not (folder / CONFIG).is_file() and (folder / "vae" / CONFIG).is_file():
+        folder /= "vae"
+    if not (folder / CONFIG).is_file():
+        names = ", ".join(f"{name}=FILE" for name in PUBLISHED)
+        raise FileNotFoundError(f"{folder} has no {CONFIG}, without which say whose it is: {names} (--codec kl=FOLDER)")
+    files = [folder / name for name in FILES] if path.is_dir() else [path]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise FileNotFoundError(f"there is no weights file {' or '.join(map(str, files[:1]))} (--codec kl=FOLDER)")
+    with refusing(folder / CONFIG):
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        published = Published(autoencoder_config(config), scaling_of(config))
+    return _open("kl", file, published)
+
+
+def open_published(name: str, text: str) -> Opened:
+    """The codec `PUBLISHED[name]` with the weights of a file. Raises as `open_autoencoder`."""
+    if not Path(text).is_file():
+        raise FileNotFoundError(f"there is no file {text} (--codec {name}=FILE)")
+    return _open(name, Path(text), PUBLISHED[name])
+
+
+def _open(name: str, file: Path, published: Published) -> Opened:
+    arrays = read_weights(file)
+    with refusing(file):
+        params = load(arrays, published.network)
+    codec = normalised(codec_of(published.network, params), *published.scaling)
+    return Opened(codec, name, (sha256(file),), published.network.factor, published.network.latents)
+
+
+def codec_of(network: AutoencoderKL, params: Params) -> Codec:
+    """The network, compiled, as a codec; its latents are the means, as they are."""
+
+    @jax.jit
+    def encode(params: Params, x: Images) -> Latents:
+        return cast(Posterior, network.apply({"params": params}, x, method="encode")).mean
+
+    @jax.jit
+    def decode(params: Params, z: Latents) -> Images:
+        return cast(Images, network.apply({"params": params}, z, method="decode"))
+
+    return Codec(lambda x: encode(params, x), lambda z: decode(params, z))
