@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdiff.networks.frozen import EXACT
-from jaxdiff.networks.vit import Activation, Block, encode, layer_norm, patch_conv, quick_gelu
+from jaxdiff.networks.vit import Activation, Block, encode, gelu, layer_norm, patch_conv, quick_gelu
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Of the training set's RGB pixels in [0, 1]: what is taken from the images before."""
@@ -91,7 +91,7 @@ class VisionTower(nn.Module):
         positions = self.param("positions", init, (h.shape[1], self.width))
         h = layer_norm(NORM_EPS, "norm_in")(h + positions).astype(patches.dtype)
 
-        hidden = encode(_block(self.heads, self.width, self.activation, False, self.dtype), self.depth, h)
+        hidden = encode(_block(self.heads, 4 * self.width, self.activation, False, self.dtype), self.depth, h)
         last, penultimate = (tokens.astype(jnp.float32) for tokens in hidden)
         pooled = layer_norm(NORM_EPS, "norm_out")(last[:, 0])
         return VisionFeatures(last, penultimate, pooled, _projected(pooled, self.embedding))
@@ -113,6 +113,8 @@ class TextTower(nn.Module):
     """Number of entries of the vocabulary."""
     length: int = 77
     """Most tokens of a text, its start and end among them."""
+    hidden: int = 0
+    """Hidden channels of the MLP; 0 for four times `width`."""
     embedding: int = 512
     """Channels of the common space; 0 for no projection."""
     eos: int | None = EOS
@@ -133,7 +135,8 @@ class TextTower(nn.Module):
         positions = self.param("positions", init, (self.length, self.width))
         h = (table(tokens) + positions[:n]).astype(self.dtype)
 
-        hidden = encode(_block(self.heads, self.width, self.activation, True, self.dtype), self.depth, h)
+        block = _block(self.heads, self.hidden or 4 * self.width, self.activation, True, self.dtype)
+        hidden = encode(block, self.depth, h)
         last = layer_norm(NORM_EPS, "norm_out")(hidden.last)
         end = tokens if self.eos is None else tokens == self.eos
         pooled = jnp.take_along_axis(last, jnp.argmax(end, axis=1)[:, None, None], axis=1)[:, 0]
@@ -164,10 +167,10 @@ def unit(x: Float[Array, "*b e"]) -> Float[Array, "*b e"]:
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def _block(heads: int, width: int, activation: Activation, causal: bool, dtype: str) -> Block:
+def _block(heads: int, hidden: int, activation: Activation, causal: bool, dtype: str) -> Block:
     return Block(
         heads=heads,
-        hidden=4 * width,
+        hidden=hidden,
         activation=activation,
         causal=causal,
         norm_eps=NORM_EPS,
@@ -189,3 +192,8 @@ CLIP_B32 = CLIP()
 CLIP_B16 = CLIP(vision=VisionTower(patch=16))
 CLIP_L14 = CLIP(vision=_L14, text=_L14_TEXT)
 CLIP_L14_336 = CLIP(vision=_L14.clone(size=336), text=_L14_TEXT)
+
+OPENCLIP_H_TEXT = TextTower(width=1024, depth=23, heads=16, embedding=0, eos=None, activation=gelu)
+"""Of Stable Diffusion 2, which was trained on the last layer but one: what follows it is not published."""
+OPENCLIP_BIGG_TEXT = TextTower(width=1280, depth=32, heads=20, embedding=1280, eos=None, activation=gelu)
+"""Of SDXL and Stable Diffusion 3."""

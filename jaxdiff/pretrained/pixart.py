@@ -50,7 +50,7 @@ def pixart_config(json: Json) -> PixArt:
     width = heads * whole(json, "attention_head_dim", 72)
     check({"cross_attention_dim": 1152, **json}, READ, {**ONLY, "cross_attention_dim": (width,)})
     size, patch = whole(json, "sample_size", 128), whole(json, "patch_size", 2)
-    scale = real(json, "interpolation_scale", max(size // 64, 1))
+    scale = real(json, "interpolation_scale", float(max(size // 64, 1)))
     return PixArt(
         patch=patch,
         width=width,

@@ -196,7 +196,7 @@ def _at(params: Params, path: Where) -> jax.Array:
     return params
 
 
-def shapes_of(network: DiT | MMDiT | Flux | PixArt, channels: int, side: int) -> Params:
+def shapes_of(network: DiT | MMDiT | Flux | PixArt, channels: int, side: int) -> Mapping[str, object]:
     """The shapes of the network's parameters, for images of so many channels and of at least this side."""
     return jax.eval_shape(lambda key: init_params(network, key, (side, side, channels), {}), jax.random.key(0))
 
