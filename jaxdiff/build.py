@@ -1,13 +1,14 @@
 """From a config to functions: the network's `ApplyFn`, the loss, what is validated."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from jaxdiff.config import Config, Json, from_json, to_json
+from jaxdiff.config import Config, from_json, to_json
 from jaxdiff.core.gaussian import logsnr
 from jaxdiff.core.times import Stratified
 from jaxdiff.core.types import ApplyFn, Params
@@ -101,9 +102,8 @@ def validation_times(config: Config, params: Params, count: int = 10) -> tuple[F
     return times, logsnr(path(times))
 
 
-def up_to_date(record: Json) -> Json:
+def up_to_date(record: dict[str, Any]) -> dict[str, Any]:
     """The record of a run, with the defaults of fields that its version of the config did not have."""
-    assert isinstance(record, dict)
     return record | {"config": to_json(from_json(record["config"]))}
 
 

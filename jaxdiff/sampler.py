@@ -255,13 +255,13 @@ def noisiest(config: Config, path: Path) -> float:
 def preview(
     config: Config, mesh: Mesh, reader: Reader | None, captions: Sequence[str], count: int = 64
 ) -> Callable[[Params], UInt8[np.ndarray, "n h w c"]]:
-    """params -> the first `count` images of the run's seed, as `sample.py` makes them by default; `captions` in turn."""
+    """params -> the first `count` images of the run's seed, as `sample.py` makes them; `captions` in turn."""
     run, finish = sampler(config), finish_of(config)
     indices = np.arange(-(-count // share(mesh)) * share(mesh), dtype=np.int32)
 
     def images(params: Params) -> UInt8[np.ndarray, "n h w c"]:
         levels = levels_of(config, config.objective.path_of(params))
-        texts = {} if reader is None else reader.conditions([captions[i % len(captions)] for i in indices])
+        texts = {} if reader is None else reader.conditions([captions[int(i) % len(captions)] for i in indices])
         inputs = shard_batch(mesh, {"index": indices, **labels_for(config, indices), **texts})
         index, seed = inputs.pop("index"), jnp.int32(config.seed)
         with jax.set_mesh(mesh):

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -40,7 +40,7 @@ from jaxdiff.training.restore import fingerprint, read_params, read_posthoc, rea
 from jaxdiff.training.sharding import make_mesh, partition, replicated, shard_batch, share, to_host
 from jaxdiff.training.workdir import read_config
 
-Leaves = dict[str, Shaped[np.ndarray | jax.Array, "b ..."]]
+Leaves = Mapping[str, Shaped[np.ndarray | jax.Array, "b ..."]]
 """Conditions of images."""
 
 
@@ -101,12 +101,12 @@ class Trained:
 
     def conditions(self, indices: Int[np.ndarray, "b"]) -> tuple[Leaves, Leaves]:
         """(what the images of these numbers shall be, what guidance leads away from in place of nothing)."""
-        cond: Leaves = dict(labels_for(self.config, indices, self.label, self.guides))
+        cond = dict(labels_for(self.config, indices, self.label, self.guides))
         if self.reader is None:
             return cond, {}
-        cond |= self.reader.conditions([self.prompts[i % len(self.prompts)] for i in indices])
+        texts = self.reader.conditions([self.prompts[int(i) % len(self.prompts)] for i in indices])
         away = self.settings.negative_prompt
-        return cond, {} if away is None else self.reader.conditions([away] * len(indices))
+        return {**cond, **texts}, {} if away is None else self.reader.conditions([away] * len(indices))
 
     @property
     def scales(self) -> Scales:

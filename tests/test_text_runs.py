@@ -13,7 +13,8 @@ TEXT = [
     *("--network.middle-transformer", "0", "--network.no-middle-attention", "--network.head-channels", "4"),
     *("--network.text-width", "8", "--network.text-pooled", "8", "--network.text-encoder.width", "8"),
     *("--network.text-encoder.heads", "2", "--network.text-encoder.depth", "1", "--network.text-encoder.vocabulary"),
-    *("300", "--preview-every", "0", "--sampling.steps", "2", "--optim.warmup", "0", "--optim.learning-rate", "0.03"),
+    *("300", "--preview-every", "0", "--sampling.steps", "2"),
+    *("--optim.warmup", "0", "--optim.learning-rate", "0.03"),
 ]
 
 
@@ -33,7 +34,21 @@ def images(out, count):
 
 def sample(workdir, out, *args):
     """sample.py with two images; its folder."""
-    result = run("sample.py", workdir, "--out", out, "--num", "2", "--batch-size", "2", "--cfg-scale", "20", "--ema", "none", *args)
+    result = run(
+        "sample.py",
+        workdir,
+        "--out",
+        out,
+        "--num",
+        "2",
+        "--batch-size",
+        "2",
+        "--cfg-scale",
+        "20",
+        "--ema",
+        "none",
+        *args,
+    )
     assert result.returncode == 0, result.stderr
     return out
 

@@ -36,7 +36,9 @@ class Captioned:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Example:
-        return Example(**self.source[index], text_rows=self.rows[index])
+        example = self.source[index].copy()
+        example["text_rows"] = self.rows[index]
+        return example
 
 
 def captioned(source: Source, encode: Encode, keywords: bool) -> Captioned:
@@ -58,7 +60,7 @@ def wordings(text: str, keywords: Sequence[str], rich: bool) -> tuple[str, str, 
     Plain: the caption. Rich: half of the time the caption, else the caption with the keywords, or they alone.
     """
     if not (rich and keywords):
-        return (text,) * 4
+        return text, text, text, text
     words = ", ".join(keywords)
     return text, text, f"{text}, {words}", words
 

@@ -57,7 +57,7 @@ class WordPieces:
         """All tokens of a text, however many."""
         return _parsed(self.json).encode(_valid(text)) if text.strip() else []
 
-    def text(self, tokens: Iterable[int]) -> str:
+    def text(self, tokens: Int[np.ndarray, "n"]) -> str:
         """What the tokens say, `ABSENT` ones left out; a character of which bytes are missing becomes U+FFFD."""
         return _parsed(self.json).decode([int(token) for token in tokens if token != ABSENT]).strip()
 

@@ -117,9 +117,7 @@ class Flux(nn.Module):
     def _check(self, x: Array) -> None:
         for side, size in (("height", x.shape[1]), ("width", x.shape[2])):
             if size % PATCH:
-                raise ValueError(
-                    f"image {side} {size} must be a multiple of {PATCH}: change --data.size"
-                )
+                raise ValueError(f"image {side} {size} must be a multiple of {PATCH}: change --data.size")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}: change --network.heads")
         if sum(self.axes) != self.width // self.heads or any(size % 2 for size in self.axes):

@@ -178,12 +178,12 @@ class JointBlock(nn.Module):
 
         words = self._qkv("text_", modulated_norm(text, text_shift, text_scale))
         pixels = self._qkv("", modulated_norm(x, shift, scale))
-        together = [jnp.concatenate(pair, axis=1) for pair in zip(words, pixels, strict=True)]
-        h = attended(self, *together, around, self.kernel)
+        q, k, v = (jnp.concatenate(pair, axis=1) for pair in zip(words, pixels, strict=True))
+        h = attended(self, q, k, v, around, self.kernel)
         new = x + gate[:, None] * self._dense("out", x, h[:, m:])
         for dual_shift, dual_scale, dual_gate in second:
-            own = self._qkv("dual_", modulated_norm(x, dual_shift, dual_scale))
-            h_own = attended(self, *own, Surroundings(around.emb, None), self.kernel)
+            q, k, v = self._qkv("dual_", modulated_norm(x, dual_shift, dual_scale))
+            h_own = attended(self, q, k, v, Surroundings(around.emb, None), self.kernel)
             new = new + dual_gate[:, None] * self._dense("dual_out", x, h_own)
         x = self._mlp("", new, change)
         if self.text_goes_on:
@@ -266,9 +266,7 @@ def pooled_text(cond: Cond, batch: int, width: int) -> Float[Array, "b d"]:
     """The one vector of each text, zeros where there is none. Raises ValueError for vectors of another width."""
     pooled = cond.get("text_pooled", jnp.zeros((batch, width)))
     if pooled.shape[-1] != width:
-        raise ValueError(
-            f"text_pooled of {pooled.shape[-1]} channels, not {width}: change --network.text-pooled"
-        )
+        raise ValueError(f"text_pooled of {pooled.shape[-1]} channels, not {width}: change --network.text-pooled")
     return pooled
 
 

@@ -10,8 +10,9 @@ n is the number of values of a picture, so that all terms but the game's are per
 other, yet one scalar has both gradients: D's parameters are constants in the first D(y), and y in the second. A game
 has no value that falls, so the scalar's value is that of the first line alone, which says how the run fares.
 
-Sources: arXiv:2112.10752, App. G (kl = 1e-6, perceptual = 1); arXiv:2012.09841, Sec. 3.1 (the game; there `weight` follows
-the norms of two gradients, which differ between the parts of a batch, and here it is fixed); arXiv:1801.03924 (distance).
+Sources: arXiv:2112.10752, App. G (kl = 1e-6, perceptual = 1); arXiv:2012.09841, Sec. 3.1 (the game; there `weight`
+follows the norms of two gradients, which differ between the parts of a batch, and here it is fixed); arXiv:1801.03924
+(distance).
 """
 
 import dataclasses

@@ -6,8 +6,8 @@
     decoder/up_0_2/skip/kernel        decoder.up_blocks.0.resnets.2.conv_shortcut.  decoder.up.3.block.2.nin_shortcut.
     decoder/quant/kernel              post_quant_conv.                            post_quant_conv.
 
-The original programs number the decoder's sizes from the picture's own, and call 1x1 convolutions what are linear layers
-here. What a model's latents are to diffusion is in its config: ``(z - shift_factor) * scaling_factor``.
+The original programs number the decoder's sizes from the picture's own, and call 1x1 convolutions what are linear
+layers here. What a model's latents are to diffusion is in its config: ``(z - shift_factor) * scaling_factor``.
 """
 
 import json

@@ -1,16 +1,15 @@
 """Names of published tensors and of our parameters, in one table that is read from either side.
 
-    theirs -> ours    `rules`, for `rename`; then `join` and `fill` as in `vit.py` and `weights.py`
-    ours -> theirs    `dump`, the exact inverse: stacks apart, query, key and value apart, PyTorch's layout
+theirs -> ours    `rules`, for `rename`; then `join` and `fill` as in `vit.py` and `weights.py`
+ours -> theirs    `dump`, the exact inverse: stacks apart, query, key and value apart, PyTorch's layout
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
 
-from jaxdiff.core.types import Params
 from jaxdiff.pretrained.vit import Rules
 from jaxdiff.pretrained.weights import Where, torch_name
 
@@ -23,14 +22,17 @@ def rules(pairs: Pairs) -> Rules:
     return tuple((_pattern(theirs), ours) for theirs, ours in pairs)
 
 
-def dump(params: Params, pairs: Pairs) -> dict[str, np.ndarray]:
-    """The parameters as tensors of a PyTorch file: what `rename` by these pairs, `join` and `fill` were given."""
+def dump(params: Mapping[str, object], pairs: Pairs) -> dict[str, np.ndarray]:
+    """The parameters as tensors of a PyTorch file: what `rename` by these pairs, `join` and `fill` were given.
+
+    The arrays are views of the parameters, and need not be contiguous.
+    """
     tensors = {}
     for where, array in _apart(params):
         name = torch_name(where)
         for theirs, ours in reversed(pairs):
             name = re.sub(_pattern(ours), theirs, name)
-        tensors[name] = np.ascontiguousarray(array)
+        tensors[name] = array
     return tensors
 
 
@@ -38,7 +40,7 @@ def _pattern(part: str) -> str:
     return re.escape(part) if part.startswith(".") else f"^{re.escape(part)}"
 
 
-def _apart(params: Params) -> Iterator[tuple[Where, np.ndarray]]:
+def _apart(params: Mapping[str, object]) -> Iterator[tuple[Where, np.ndarray]]:
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         where, array = tuple(str(key.key) for key in path), np.asarray(leaf)
         if "blocks" in where:

@@ -82,7 +82,7 @@ def load(arrays: Mapping[str, np.ndarray], network: T5) -> Params:
     return fill(join(rename(arrays, OTHERS + rules(PAIRS))), shapes, layout=stacked_layout)
 
 
-def dump(params: Params, network: T5) -> dict[str, np.ndarray]:
+def dump(params: Mapping[str, object], network: T5) -> dict[str, np.ndarray]:
     """The tensors of a `T5EncoderModel`'s file, the embeddings once: what `load` was given, bit for bit."""
     del network
     return both_ways.dump(params, PAIRS)

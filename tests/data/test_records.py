@@ -148,10 +148,8 @@ def test_what_latents_do_not_allow_is_refused(spec, tmp_path, refused):
         ("--data.crop random", Data(spec, 4, 6, crop="random")),
         ("--data.split", Data(spec, 4, 6, split="test")),
         ("--data.flip", Data(write(tmp_path / "plain", ARRAYS[:1]), 4, 6, flip=True)),
-        ("--data.text", Data(f"records:{tmp_path / 'plain'}", 4, 6, text=True)),
     ):
         assert flag in refused(ValueError, open_source, data)
-    assert "--data.text" in refused(ValueError, open_source, Data("emoji", 32, text=True))
     assert "--data.channels" in refused(ValueError, Data, "emoji", 32, 6)
 
 
