@@ -36,7 +36,7 @@ def open_codec(spec: str) -> Opened:
 
 
 def open_run(text: str) -> Opened:
-    """The autoencoder that a run trained. Raises FileNotFoundError without one, ValueError for a run of another kind."""
+    """The autoencoder that a run trained. Raises FileNotFoundError without one, ValueError for another kind of run."""
     folder = epath.Path(text)
     stored = steps(folder) if folder.is_dir() else ()
     if not stored:
