@@ -7,7 +7,6 @@ classes if no picture lies outside them. A top that holds `train` (and `val`, `t
 """
 
 import json
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -158,16 +157,16 @@ def _listing(path: epath.Path) -> Listing:
 
 
 def _files_under(path: epath.Path) -> list[str]:
-    """Every file of a folder, at any depth; a bucket has folders only as parts of names."""
-    if "://" not in str(path):
-        return [
-            PurePosixPath(folder, file).relative_to(path).as_posix()
-            for folder, _, files in os.walk(path)
-            for file in files
-        ]
-    names = [found.relative_to(path) for found in path.rglob("*")]
-    folders = {folder for name in names for folder in name.parents}
-    return [name.as_posix() for name in names if name not in folders]
+    """Every file of a folder, or of a bucket's, at any depth."""
+
+    def key(folder: object) -> str:
+        return str(folder).rpartition("://")[2].strip("/")  # walking through a bucket leaves out the gs://
+
+    return [
+        PurePosixPath(key(folder).removeprefix(key(path)).strip("/"), file).as_posix()
+        for folder, _, files in path.walk()
+        for file in files
+    ]
 
 
 def _has_splits(listing: Listing) -> bool:

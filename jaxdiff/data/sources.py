@@ -73,7 +73,6 @@ def header_of(data: Data) -> Header | None:
 def find(spec: str) -> Opener:
     """The set that `spec`, the text of `--data.source`, names."""
     kind, _, rest = spec.partition(":")
-    path = epath.Path(spec).expanduser()
     if kind == "emoji":
         return Opener(lambda: ("train",), lambda split: open_emoji(rest or None, split))
     if kind == "fashion_mnist":
@@ -84,6 +83,7 @@ def find(spec: str) -> Opener:
     if kind == "records" and rest:
         folder = epath.Path(rest).expanduser()
         return Opener(lambda: ("train",), lambda split: open_records(folder, split))
+    path = epath.Path(spec).expanduser()
     if path.suffix.lower() == ".npz":
         return Opener(lambda: npz_splits(path), lambda split: open_npz(path, split))
     if path.is_dir() or path.suffix.lower() == ".zip":

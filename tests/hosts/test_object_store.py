@@ -1,6 +1,8 @@
 """What is written beside the checkpoints goes to an object store as to a disk. The store is fsspec's, in memory."""
 
+import io
 import json
+import zipfile
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,9 @@ import train
 from jaxdiff.commands import evaluate, reference, sweep
 from jaxdiff.config import to_json
 from jaxdiff.core.grids import Table
+from jaxdiff.data import Data, open_source
+from jaxdiff.data.records import Array, Header, pack
+from jaxdiff.data.shards import shard_name, write_header, write_shard
 from jaxdiff.evaluation import moments, store
 from jaxdiff.evaluation.moments import Gaussian, Statistics
 from jaxdiff.trained import fitted_grid, read_fitted_grid
@@ -111,3 +116,42 @@ def test_statistics_records_tables_and_grids(bucket):
     evaluate.write_json(fitted_grid(bucket, 2), {"grid": to_json(Table((2.0, 1.0)))})
     assert read_fitted_grid(bucket, 2) == Table((2.0, 1.0))
     assert prepare_out("gs://bucket/out") == epath.Path("gs://bucket/out")
+
+
+def test_data_lie_in_a_bucket(bucket, tmp_path, monkeypatch):
+    picture = io.BytesIO()
+    Image.fromarray(np.full((4, 4, 3), 7, np.uint8)).save(picture, "PNG")
+    folder = bucket.parent / "set"
+    for name in ("cats/a.png", "cats/b.png", "dogs/c.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(picture.getvalue())
+    source = open_source(Data(str(folder), 4))
+    assert len(source) == 3 and source.label_names == ("cats", "dogs") and source[2]["label"] == 1
+    assert (source[0]["image"] == 7).all()
+
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as archive:
+        archive.writestr("x.png", picture.getvalue())
+    (bucket.parent / "set.zip").write_bytes(whole.getvalue())
+    assert (open_source(Data(f"{bucket.parent}/set.zip", 4))[0]["image"] == 7).all()
+
+    whole = io.BytesIO()
+    np.savez(whole, images=np.full((2, 4, 4, 3), 9, np.uint8))
+    (bucket.parent / "set.npz").write_bytes(whole.getvalue())
+    assert (open_source(Data(f"{bucket.parent}/set.npz", 4))[1]["image"] == 9).all()
+
+
+def test_records_of_a_bucket_are_copied_once(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    arrays = (Array("image", "uint8", (4, 4, 3)),)
+    here = tmp_path / "records"
+    here.mkdir()
+    write_shard(here, 0, 1, [(pack(arrays, {"image": np.full((4, 4, 3), 5, np.uint8)}), None)])
+    write_header(here, Header(1, (shard_name(0, 1),), arrays, False, (), None, {}))
+    there = bucket.parent / "records"
+    there.mkdir(parents=True)
+    for file in here.iterdir():
+        (there / file.name).write_bytes(file.read_bytes())
+    for _ in range(2):
+        assert (open_source(Data(f"records:{there}", 4))[0]["image"] == 5).all()
+    assert len(list((tmp_path / "cache").rglob("*.array_record"))) == 1
