@@ -12,6 +12,7 @@ by channel.
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from typing import NamedTuple, cast
@@ -227,7 +228,8 @@ def local_copy(folder: epath.Path, shard: str) -> epath.Path:
     if not copy.exists():
         cache.mkdir(parents=True, exist_ok=True)
         part = cache / f"{shard}.{os.getpid()}"  # several processes may copy at once
-        (folder / shard).copy(part)
+        with (folder / shard).open("rb") as there, part.open("wb") as here:
+            shutil.copyfileobj(there, here, 1 << 24)
         part.replace(copy)
     return copy
 
