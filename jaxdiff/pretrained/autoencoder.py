@@ -195,7 +195,7 @@ def dump(params: Params, network: AutoencoderKL) -> dict[str, np.ndarray]:
     return exchange.dump(params, origins)
 
 
-def shapes_of(network: AutoencoderKL) -> Params:
+def shapes_of(network: AutoencoderKL) -> Mapping[str, object]:
     """The shapes of the network's parameters."""
     image = jax.ShapeDtypeStruct((1, network.factor, network.factor, network.channels), jnp.float32)
     return jax.eval_shape(network.init, jax.random.key(0), image)["params"]
