@@ -81,7 +81,7 @@ def config_json(network: DiT, channels: int, size: int = 32) -> dict[str, object
     """The config.json with which diffusers reads what `dump` gives: the inverse of `dit_config`.
 
     `channels` are those of the latents, and `size` their height and width. A network whose `max_period` is not
-    diffusers' is there told times that are up to 7% off in the slowest sinusoids.
+    diffusers' is told slightly different sinusoids there.
     """
     return {
         "_class_name": "DiTTransformer2DModel",
