@@ -159,7 +159,7 @@ def test_a_process_that_dies_ends_the_other_and_nothing_is_lost(alone, tmp_path,
 def test_an_error_of_one_process_ends_both_with_a_line(pair, tmp_path):
     """Process 0 alone looks at the folder's config."""
     job = Job(tmp_path / "job", 2, "train.py", *ENDLESS, "--optim.learning-rate", "0.5", "--workdir", pair)
-    assert job.wait() == [1, 1]
+    assert job.wait() == [2, 2]
     (first,), (second,) = job.errors(0), job.errors(1)
     assert "--optim.learning-rate" in first and first.startswith("error: workdir")
     assert second == first.replace("error: ", "error: process 0: ")
@@ -169,7 +169,7 @@ def test_diverging_ends_both_with_a_diagnosis(tmp_path):
     workdir = tmp_path / "run"
     flags = ["--optim.learning-rate", "1e30", "--optim.warmup", 0, "--workdir", workdir]
     job = Job(tmp_path / "job", 2, "train.py", *TRAIN, *flags)
-    assert job.wait() == [1, 1]
+    assert job.wait() == [2, 2]
     for i in range(2):
         (line,) = job.errors(i)
         assert "diagnosis.json" in line and "--optim.learning-rate" in line
