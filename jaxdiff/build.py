@@ -14,6 +14,7 @@ from jaxdiff.core.times import Stratified
 from jaxdiff.core.types import ApplyFn, Params
 from jaxdiff.networks.apply import Perturbed, apply_fn, init_params
 from jaxdiff.networks.axes import parameter_axes
+from jaxdiff.networks.unet import UNet
 from jaxdiff.objectives.base import Batch
 from jaxdiff.objectives.vdm import VDM
 from jaxdiff.training.optim import optimizer
@@ -112,12 +113,7 @@ def check_data(config: Config, label_names: Sequence[str]) -> None:
 
     Raises: ValueError.
     """
-    encoder = getattr(config.network, "text_encoder", None)
-    if (config.text == "words") != (encoder is not None):
-        raise ValueError(
-            f"text {config.text!r} does not fit this network: words is for one with a text encoder of its own, "
-            "and for no other (--text)"
-        )
+    check_text(config)
     if config.latents is not None:
         check_threshold(config)
         if isinstance(config.objective, VDM):
@@ -127,6 +123,23 @@ def check_data(config: Config, label_names: Sequence[str]) -> None:
         raise ValueError(
             f"num_classes = {classes} does not fit {config.data.source}, which has {len(label_names)} classes: "
             f"allowed are 0 (no labels) and {len(label_names)} (--network.num-classes)"
+        )
+
+
+def check_text(config: Config) -> None:
+    """Refuses captions that nothing reads, or that the network does not listen to. Raises: ValueError."""
+    network = config.network if isinstance(config.network, UNet) else UNet()  # of the others none is told of texts
+    if config.data.text != bool(config.text):
+        raise ValueError(
+            f"text {config.text!r} is not allowed with data.text = {config.data.text}: captions need both "
+            "(--data.text, --text)"
+        )
+    if config.data.text and not (network.text_width or network.text_pooled):
+        raise ValueError("captions are not allowed: this network is told of no texts (--no-data.text)")
+    if (config.text == "words") != (network.text_encoder is not None):
+        raise ValueError(
+            f"text {config.text!r} does not fit this network: words is for one with a text encoder of its own, "
+            "and for no other (--text)"
         )
 
 

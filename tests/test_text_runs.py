@@ -1,11 +1,17 @@
 """Text to image from end to end, at its smallest: captions in, prompts out."""
 
+import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny import run
+
+from jaxdiff import build
+from jaxdiff.data import Data
+from jaxdiff.presets import preset
 
 TEXT = [
     *("emoji_text", "--data.size", "8", "--batch-size", "8", "--steps", "16", "--save-every", "8", "--log-every", "8"),
@@ -85,3 +91,22 @@ def test_a_run_without_texts_refuses_a_prompt(tmp_path):
     assert result.returncode == 0, result.stderr
     refused = run("sample.py", tmp_path / "run", "--out", tmp_path / "out", "--prompt", "a cat")
     assert refused.returncode == 2 and "--prompt" in refused.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "flag"),
+    [
+        (dataclasses.replace(preset("emoji_text"), text=""), "--data.text"),
+        (dataclasses.replace(preset("emoji"), text="minilm"), "--data.text"),
+        (dataclasses.replace(preset("emoji"), data=Data("emoji", 32, text=True), text="minilm"), "--no-data.text"),
+        (dataclasses.replace(preset("emoji_text"), text="minilm"), "--text"),
+    ],
+)
+def test_captions_that_nobody_reads_are_refused(config, flag):
+    with pytest.raises(ValueError, match=re.escape(f"({flag}")) as refused:
+        build.check_text(config)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_preset_reads_captions():
+    build.check_text(preset("emoji_text"))
