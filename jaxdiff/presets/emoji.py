@@ -88,7 +88,7 @@ def emoji_text() -> Config:
             channel_mults=(1, 2, 2),
             blocks_per_level=1,
             attention_resolutions=(),
-            transformer_depths=(0, 1, 1),
+            transformer_depths=(0, 1, 0),
             middle_transformer=1,
             head_channels=32,
             scale_shift=True,
@@ -99,7 +99,7 @@ def emoji_text() -> Config:
         text="words",
         optim=optim.Optim(learning_rate=1e-3, warmup=200, decay=optim.CosineDecay(), clip=1.0),
         sampling=Sampling(steps=50, cfg_scale=3.0),
-        steps=20000,
+        steps=12000,
         save_every=500,
         preview_every=5000,
     )
