@@ -5,7 +5,6 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from jaxtyping import Int, Shaped, UInt8
 from jaxdiff.config import Config, from_json, to_json
 from jaxdiff.core.grids import Table, pad
 from jaxdiff.core.types import Level, Params
+from jaxdiff.models import Checkpoint, find_model, read_model, shipped_models
 from jaxdiff.names import GRIDS
 from jaxdiff.networks.axes import parameter_axes
 from jaxdiff.sampler import (
@@ -143,24 +143,18 @@ class Trained:
         return {"prompt": said, "negative_prompt": self.settings.negative_prompt, "reader_sha256": self.reader.sha256}
 
 
-class Checkpoint(NamedTuple):
-    """What a sampler reads of a checkpoint."""
-
-    config: Config
-    label_names: tuple[str, ...]
-    step: int
-    params: Params
-    tokenizer: str
-    """Learned by the run, or ""."""
-    captions: tuple[str, ...]
-    """Some that it was trained on."""
-
-
 def read_checkpoint(workdir: epath.PathLike, step: int | None, ema: str | None) -> Checkpoint:
-    """The checkpoint of a run: its config, and the parameters or an average of them.
+    """The checkpoint of a run, with the parameters or an average of them; or a model, by its folder or its name.
 
     Raises: ValueError or FileNotFoundError, one line that names the flag.
     """
+    if (model := find_model(workdir)) is not None:
+        if step is not None or ema is not None:
+            raise ValueError(f"{workdir} is a model, which has no other steps or averages (--step, --ema)")
+        return read_model(model)
+    if not epath.Path(workdir).exists():
+        names = ", ".join(shipped_models())
+        raise FileNotFoundError(f"there is no folder {workdir}: name a run's, a model's, or what ships here: {names}")
     read_config(workdir)  # refuses a folder that is no run
     stored = steps(workdir)
     if not stored:

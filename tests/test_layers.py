@@ -13,7 +13,19 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # A folder, or a module that lies beside the folders, and what of ours it may import besides itself.
 LIBRARY = {"core", "networks", "objectives", "sampling", "data", "training", "evaluation", "pretrained"}
-BUILDERS = LIBRARY | {"config", "presets", "build", "cli", "codecs", "names", "sampler", "settings", "texts", "trained"}
+BUILDERS = LIBRARY | {
+    "config",
+    "presets",
+    "build",
+    "cli",
+    "codecs",
+    "models",
+    "names",
+    "sampler",
+    "settings",
+    "texts",
+    "trained",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "core": set(),
@@ -33,7 +45,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sampler": LIBRARY | {"config", "build", "codecs", "texts"},
     "settings": LIBRARY | {"config", "names", "sampler", "texts"},
     "names": {"core", "sampling", "config"},
-    "trained": LIBRARY | {"config", "build", "names", "sampler", "settings", "texts"},
+    "models": LIBRARY | {"config"},
+    "trained": LIBRARY | {"config", "build", "models", "names", "sampler", "settings", "texts"},
     "cli": LIBRARY | {"config", "presets"},
     "commands": BUILDERS | {"planning"},
     "__main__": BUILDERS | {"commands"},

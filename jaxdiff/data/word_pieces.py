@@ -119,7 +119,7 @@ def _library() -> ModuleType:
     try:
         import tokenizers
     except ImportError as error:
-        raise ValueError("captions need the package tokenizers: pip install 'jaxdiff[text]' (--text)") from error
+        raise ValueError("captions need the package tokenizers: pip install tokenizers (--text)") from error
     return tokenizers
 
 

@@ -11,6 +11,7 @@ PRESETS: Mapping[str, Callable[[], Config]] = {
         emoji.smileys,
         emoji.emoji,
         emoji.emoji_text,
+        emoji.emoji_text_minilm,
         emoji.emoji_vdm,
         emoji.fashion_mnist,
         emoji.fashion_mnist_classifier,

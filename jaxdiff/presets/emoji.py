@@ -105,6 +105,13 @@ def emoji_text() -> Config:
     )
 
 
+def emoji_text_minilm() -> Config:
+    """`emoji_text` with its captions read by MiniLM-L6-v2, frozen, in place of an encoder that learns."""
+    config = emoji_text()
+    network = dataclasses.replace(config.network, text_encoder=None, text_width=384, text_pooled=384)
+    return dataclasses.replace(config, network=network, text="minilm", text_length=24)
+
+
 def emoji_vdm() -> Config:
     """The emoji at 16x16 by VDM, ending in bits per dimension of those held out: minutes on two CPU cores."""
     gamma_min, gamma_max = -13.3, 5.0  # -logSNR at the two ends, before training: those of CIFAR-10

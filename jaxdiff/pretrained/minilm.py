@@ -122,7 +122,7 @@ def read_tokenizer(
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise ValueError("captions need the package tokenizers: pip install 'jaxdiff[text]' (--text)") from error
+        raise ValueError("captions need the package tokenizers: pip install tokenizers (--text)") from error
 
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.enable_truncation(max_length=length)

@@ -1,10 +1,12 @@
 """Safetensors files: named arrays and nothing else, by the format's own library."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from safetensors import deserialize
+from safetensors.numpy import save_file
 
 from jaxdiff.pretrained.pickles import refusing
 
@@ -39,3 +41,10 @@ def read(path: Path) -> dict[str, np.ndarray]:
             dtype = np.dtype(getattr(jnp, DTYPES[entry["dtype"]]))
             arrays[name] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
         return arrays
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes the arrays, whole or, if the process is killed, not at all."""
+    part = path.with_name(f".{path.name}.part")
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, part)
+    part.replace(path)

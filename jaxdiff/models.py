@@ -1,0 +1,95 @@
+"""A trained model as a folder of two files, without optimiser or history: what ships with the package and is handed on.
+
+model.safetensors    the parameters, one average of them, by the names of their modules joined by dots
+config.json          the run's config, and what else its record holds: names of classes, tokenizer, some captions
+"""
+
+import dataclasses
+import json
+from pathlib import Path, PurePath
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+import jaxdiff
+from jaxdiff.config import Config, from_json, to_json
+from jaxdiff.core.types import Params
+from jaxdiff.pretrained import safetensors
+from jaxdiff.training.workdir import write_json
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+SHIPPED = epath.Path(Path(__file__).parent / "shipped")
+"""The models that come with the package, a folder each."""
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class Checkpoint(NamedTuple):
+    """What a sampler reads of a run or of a model."""
+
+    config: Config
+    label_names: tuple[str, ...]
+    step: int
+    params: Params
+    tokenizer: str
+    """Learned by the run, or ""."""
+    captions: tuple[str, ...]
+    """Some that it was trained on."""
+
+
+def find_model(name: epath.PathLike) -> epath.Path | None:
+    """The folder of a model: `name` itself if it holds one, or what ships under this name; None for all else."""
+    folder = epath.Path(name)
+    if (folder / WEIGHTS).exists():
+        return folder
+    shipped = SHIPPED / str(name)
+    is_shipped = str(name) in shipped_models() and not (folder / CONFIG).exists()
+    return shipped if is_shipped else None
+
+
+def shipped_models() -> tuple[str, ...]:
+    """The names of the models that come with the package."""
+    return tuple(sorted(p.name for p in SHIPPED.iterdir() if (p / WEIGHTS).exists())) if SHIPPED.exists() else ()
+
+
+def read_model(folder: epath.PathLike) -> Checkpoint:
+    """The model in a folder, its parameters as float32. Raises: ValueError where the folder holds no such model."""
+    folder = epath.Path(folder)
+    record = json.loads((folder / CONFIG).read_text()) if (folder / CONFIG).exists() else {}
+    if not (isinstance(record, dict) and "jaxdiff" in record and "step" in record):
+        raise ValueError(f"{folder} has {WEIGHTS}, but no {CONFIG} that jaxdiff wrote beside it")
+    config = from_json(record["config"])
+    assert isinstance(config, Config)
+    params: Params = {}
+    for name, array in safetensors.read(Path(folder / WEIGHTS)).items():
+        *modules, leaf = name.split(".")
+        node = params
+        for module in modules:
+            node = node.setdefault(module, {})
+        node[leaf] = jnp.asarray(array, jnp.float32)
+    names, captions = (tuple(record.get(key, ())) for key in ("label_names", "captions"))
+    return Checkpoint(config, names, record["step"], params, record.get("tokenizer", ""), captions)
+
+
+def write_model(folder: epath.PathLike, model: Checkpoint, dtype: Dtype = "float32") -> None:
+    """Writes the model; `dtype` is that of the file.
+
+    Of the data's place only the last part of the path is kept. Raises: ValueError where the folder holds something.
+    """
+    folder = epath.Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty: name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    data = dataclasses.replace(model.config.data, source=PurePath(model.config.data.source).name)
+    record = {"config": to_json(dataclasses.replace(model.config, data=data)), "step": model.step}
+    record |= {"label_names": list(model.label_names), "captions": list(model.captions), "tokenizer": model.tokenizer}
+    arrays = {
+        ".".join(str(key.key) for key in path): np.asarray(jnp.asarray(leaf, jnp.dtype(dtype)))
+        for path, leaf in jax.tree_util.tree_flatten_with_path(model.params)[0]
+    }
+    safetensors.write(Path(folder / WEIGHTS), arrays)
+    write_json(folder / CONFIG, {"jaxdiff": jaxdiff.__version__} | record)
