@@ -19,6 +19,7 @@ DTYPE_BITS = {
 ARRAY = re.compile(r"\b([a-z]+[0-9a-z]*)\[([0-9,]*)\](?:\{([^{}]*)\})?")
 NAME = re.compile(r"%([^\s,(){}]+)")
 HEAD = re.compile(r"^(ENTRY )?%?(\S+) \(.*\{$")
+END = re.compile(r"^\}(, execution_thread=.*)?$")
 
 
 class Instruction(NamedTuple):
@@ -62,12 +63,12 @@ def parse(text: str) -> Module:
     devices = math.prod(int(number[1]) for number in found if number)
     computations: dict[str, Computation] = {}
     name, entry, root, here = "", "", "", {}
-    for line in text.splitlines():
+    for line in whole_lines(text):
         head = HEAD.match(line)
         if head and not line.startswith(" "):
             name, root, here = head[2], "", {}
             entry = name if head[1] else entry
-        elif line.startswith("}") and name:
+        elif END.match(line) and name:
             computations[name] = Computation(here, root)
             name = ""
         elif name and " = " in line:
@@ -76,6 +77,22 @@ def parse(text: str) -> Module:
             if line.lstrip().startswith("ROOT "):
                 root = instruction.name
     return Module(computations, entry, devices)
+
+
+def whole_lines(text: str) -> Iterator[str]:
+    """The lines, with those that go on (the metadata of a kernel may hold line breaks) as one.
+
+    Inside of a computation an instruction begins with a space, and what begins with none goes on.
+    """
+    whole, inside = "", False
+    for line in text.splitlines():
+        ends = bool(END.match(line))
+        if inside and line and not line.startswith(" ") and not ends:
+            whole += line
+            continue
+        yield whole
+        whole, inside = line, not ends and (inside or bool(HEAD.match(line)))
+    yield whole
 
 
 def parse_line(line: str) -> Instruction:

@@ -21,6 +21,9 @@ TEXT = """HloModule jit_step, is_scheduled=true, num_partitions=8
   %next = s32[]{:T(128)} add(%i, %two)
   %stack = f32[16,100]{1,0:T(8,128)} get-tuple-element(%state), index=1
   %row = f32[100]{0} get-tuple-element(%state), index=2
+  %kernel = f32[100]{0} custom-call(%row), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"block": "{\\"q\\": 512}"
+}}, metadata={op_name="jit(step)/kernel"}
   %picked = f32[100]{0} fusion(%stack, %row, %i), kind=kLoop, calls=%pick
   %reduced = f32[100]{0} all-reduce(%picked), channel_id=3, replica_groups=[2,4]<=[8], to_apply=%add
   ROOT %out = (s32[], f32[16,100]{1,0}, f32[100]{0}) tuple(%next, %stack, %reduced)
