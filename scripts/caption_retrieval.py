@@ -7,8 +7,8 @@ belongs to is the nearest by the angle between EfficientNet-Lite0 features, and 
 nearest. The captions of the test split were never seen in training. As many of the training split are measured beside
 them, chosen evenly from those with a skin tone, as the test split's are, and evenly from all. Of captions with a skin
 tone it is counted as well how often the nearest picture has the right emoji in any tone, and the right tone on any.
-Since these features hardly see colours, it is also counted how often, of the emoji's pictures in all tones, the right one is the
-nearest in mean colour.
+Since these features hardly see colours, it is also counted how often, of the emoji's pictures in all tones, the right
+one is the nearest in mean colour.
 
 OUT/retrieval.json has the figures, with 95 % Wilson intervals, and OUT/*.npz the samples, which are not made again.
 """

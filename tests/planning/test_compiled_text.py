@@ -110,5 +110,6 @@ def test_groups_in_every_notation(words, size):
 
 
 def test_bytes_moved(module):
-    """The fusion reads a layer and a row, and writes a row; the sum reads and writes one; on-chip arrays are free."""
-    assert memory.moved(module) == 6 * (3 * 400 + 4 + 2 * 400 + 12) + 2 * 20 + 2 * 400
+    """The fusion reads a layer and a row, and writes a row; the kernel and the sum read and write one; on-chip arrays
+    are free."""
+    assert memory.moved(module) == 6 * (3 * 400 + 4 + 2 * 400 + 2 * 400 + 12) + 2 * 20 + 2 * 400
