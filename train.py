@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import jax
+import jax.numpy as jnp
 import tyro
 from etils import epath
 
-from jaxdiff import build, cli, sampler, texts
+from jaxdiff import autoencoders, build, cli, sampler, texts
 from jaxdiff.config import Config, to_json
 from jaxdiff.data import Source, batches, header_of, open_source, open_validation, validation_batches
 from jaxdiff.objectives.vdm import VDM
@@ -110,9 +111,14 @@ def train(config: Config, workdir: epath.Path) -> None:
         engine = jit_engine(mesh, build.step_fn(config), abstract, config.batch_size)
     validate = make_validate(build.losses_fn(config))
     bounded = isinstance(config.objective, VDM)  # its loss is a bound on the bits per dimension
+    rebuilds = autoencoders.is_autoencoder(config)
     held_out = open_validation(config.data) if config.validate_every or bounded else None
     held_out = held_out and texts.with_captions(config, held_out, reader)
-    preview = sampler.preview(config, mesh, reader, captions) if config.preview_every else None
+    preview = None
+    if config.preview_every and rebuilds:
+        preview = autoencoders.preview(config, held_out or source)
+    elif config.preview_every:
+        preview = sampler.preview(config, mesh, reader, captions)
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
     shape = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
     if first:
@@ -145,9 +151,13 @@ def train(config: Config, workdir: epath.Path) -> None:
                 monitor.check()  # a state that is not finite is never shown or saved
                 now = engine.whole(state)
 
-                if held_out is not None and validates:
+                key = key_for(config.seed, 0, Purpose.VALIDATE)
+                if held_out is not None and validates and rebuilds:
+                    decibels = float(validate(averaged(now), key, jnp.zeros(1), pages(held_out))[0])
+                    monitor.psnr(step, decibels, len(held_out))
+                    summary = f"PSNR {decibels:.2f} dB on {len(held_out)} validation images"
+                elif held_out is not None and validates:
                     times, logsnrs = build.validation_times(config, now.params)
-                    key = key_for(config.seed, 0, Purpose.VALIDATE)
                     monitor.validation(step, logsnrs, validate(averaged(now), key, times, pages(held_out)))
                     if bounded and final:
                         bits = continuous_bits(validate, averaged(now), key, functools.partial(pages, held_out))

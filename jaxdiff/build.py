@@ -1,5 +1,6 @@
 """From a config to functions: the network's `ApplyFn`, the loss, what is validated."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
+from jaxdiff import autoencoders
 from jaxdiff.config import Config, from_json, to_json
 from jaxdiff.core.gaussian import logsnr
 from jaxdiff.core.times import Stratified
@@ -15,6 +17,7 @@ from jaxdiff.core.types import ApplyFn, Params
 from jaxdiff.networks.apply import Perturbed, apply_fn, init_params
 from jaxdiff.networks.axes import parameter_axes
 from jaxdiff.networks.unet import UNet
+from jaxdiff.objectives.autoencoder import Autoencoding
 from jaxdiff.objectives.base import Batch
 from jaxdiff.objectives.vdm import VDM
 from jaxdiff.training.optim import optimizer
@@ -31,6 +34,8 @@ def image_shape(config: Config) -> tuple[int, int, int]:
 
 def init_run(config: Config, key: Key[Array, ""]) -> Params:
     """Initial parameters: {"network": ...}, and {"schedule": ...} where the path is learned."""
+    if autoencoders.is_autoencoder(config):
+        return autoencoders.init_autoencoder(config, key)
     key_net, key_path = jax.random.split(key)
     # Every network is initialised without conditions: the embeddings of the absent ones make the same parameters.
     params = {"network": init_params(config.network, key_net, image_shape(config), {})}
@@ -40,11 +45,20 @@ def init_run(config: Config, key: Key[Array, ""]) -> Params:
 
 
 def loss_fn(config: Config) -> Loss:
-    """(params, key, raw batch, rows, total) -> (loss, metrics): what `training.step.make_step` minimises."""
-    apply = apply_run(config)
+    """(params, key, raw batch, rows, total, step) -> (loss, metrics): what `training.step.make_step` minimises."""
+    # An objective and what it asks belong together, which the types of a union do not say.
+    objective: Any = config.objective
+    apply = autoencoders.players(config) if autoencoders.is_autoencoder(config) else apply_run(config)
 
-    def loss(params: Params, key: Key[Array, ""], raw: Mapping[str, Array], row: Int[Array, "b"], total: int) -> tuple:
-        return config.objective(apply, params, key, Batch(to_unit(raw["image"]), conditions(raw), row, total))
+    def loss(
+        params: Params,
+        key: Key[Array, ""],
+        raw: Mapping[str, Array],
+        row: Int[Array, "b"],
+        total: int,
+        step: Int[Array, ""],
+    ) -> tuple:
+        return objective(apply, params, key, Batch(to_unit(raw["image"]), conditions(raw), row, total, step))
 
     return loss
 
@@ -78,7 +92,13 @@ def apply_run(config: Config, perturbed: Perturbed | None = None) -> ApplyFn:
 
 
 def losses_fn(config: Config) -> Losses:
-    """(params, key, raw batch, rows, t) -> the loss of each example at given times: what validation measures."""
+    """(params, key, raw batch, rows, t) -> the loss of each example at given times: what validation measures.
+
+    Of an autoencoder it is the PSNR of each picture, in decibel, at any time.
+    """
+    if autoencoders.is_autoencoder(config):
+        return psnr_fn(config)
+    objective: Any = config.objective
     apply = apply_run(config)
 
     def losses(
@@ -89,9 +109,27 @@ def losses_fn(config: Config) -> Losses:
         t: Float[Array, "b"],
     ) -> Float[Array, "b"]:
         batch = Batch(to_unit(raw["image"]), conditions(raw), row)
-        return config.objective.losses(apply, params, key, batch, t)
+        return objective.losses(apply, params, key, batch, t)
 
     return losses
+
+
+def psnr_fn(config: Config) -> Losses:
+    """(params, key, raw batch, rows, t) -> the PSNR of each picture rebuilt by the run's autoencoder, in decibel."""
+    assert isinstance(config.objective, Autoencoding)
+    objective = dataclasses.replace(config.objective, lpips="")  # nothing here asks for it
+    apply = autoencoders.players(dataclasses.replace(config, objective=objective))
+
+    def decibels(
+        params: Params,
+        key: Key[Array, ""],
+        raw: Mapping[str, Array],
+        row: Int[Array, "b"],
+        t: Float[Array, "b"],
+    ) -> Float[Array, "b"]:
+        return objective.psnr(apply, params, Batch(to_unit(raw["image"]), {}, row))
+
+    return decibels
 
 
 def validation_times(config: Config, params: Params, count: int = 10) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
@@ -114,6 +152,8 @@ def check_data(config: Config, label_names: Sequence[str]) -> None:
     Raises: ValueError.
     """
     check_text(config)
+    if autoencoders.is_autoencoder(config) and config.latents is not None:
+        raise ValueError(f"an autoencoder learns from pictures, not from latents: {config.data.source} (--data.source)")
     if config.latents is not None:
         check_threshold(config)
         if isinstance(config.objective, VDM):

@@ -12,11 +12,13 @@ import tyro
 
 from jaxdiff.core import grids, paths, predictions, times, weights
 from jaxdiff.data import Data, Latents
+from jaxdiff.networks.autoencoder import AutoencoderKL
 from jaxdiff.networks.classifier import Classifier
 from jaxdiff.networks.dit import DiT
 from jaxdiff.networks.schedule import LearnedSchedule
 from jaxdiff.networks.text_transformer import TextTransformer
 from jaxdiff.networks.unet import UNet
+from jaxdiff.objectives.autoencoder import Adversary, Autoencoding
 from jaxdiff.objectives.classification import Classification
 from jaxdiff.objectives.denoising import Denoising
 from jaxdiff.objectives.hybrid import Hybrid
@@ -89,9 +91,9 @@ class Config:
 
     data: Data
     """What is learned from."""
-    network: UNet | DiT | Classifier
+    network: UNet | DiT | Classifier | AutoencoderKL
     """The network."""
-    objective: Annotated[Denoising | Hybrid | VDM | Classification, tyro.conf.arg(name="")]
+    objective: Annotated[Denoising | Hybrid | VDM | Classification | Autoencoding, tyro.conf.arg(name="")]
     """What a training step minimises."""
     optim: optimisers.Optim = optimisers.Optim()
     """How gradients change the parameters."""
@@ -163,7 +165,8 @@ VOCABULARY: Mapping[str, type] = {
         *get_args(AnySolver),
         *get_args(AnyRule),
         *(Interval, B1, B2, grids.RestartInterval),
-        *(UNet, DiT, Classifier, TextTransformer, LearnedSchedule, Denoising, Hybrid, VDM, Classification),
+        *(UNet, DiT, Classifier, AutoencoderKL, TextTransformer, LearnedSchedule),
+        *(Denoising, Hybrid, VDM, Classification, Autoencoding, Adversary),
         *(optimisers.Optim, optimisers.AdamW, optimisers.Lion, optimisers.SGD),
         *(optimisers.Constant, optimisers.CosineDecay, optimisers.InverseSqrt),
         *(Decay, Power, Data, Latents, Sampling, MeshShape, Config),

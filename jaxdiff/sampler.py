@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
+from jaxdiff.autoencoders import is_autoencoder
 from jaxdiff.build import apply_run, check_threshold, image_shape
 from jaxdiff.codecs import open_codec
 from jaxdiff.config import Config
@@ -19,6 +20,9 @@ from jaxdiff.core.gaussian import check_solvable
 from jaxdiff.core.types import Cond, Denoise, Estimate, Level, Params, Path, Transform
 from jaxdiff.networks.apply import identity_attention
 from jaxdiff.networks.classifier import Classifier
+from jaxdiff.networks.dit import DiT
+from jaxdiff.networks.unet import UNet
+from jaxdiff.objectives.autoencoder import NO_DIFFUSION
 from jaxdiff.sampling import guidance, threshold
 from jaxdiff.sampling.classifier_guidance import classifier_guided, log_probs
 from jaxdiff.sampling.ddim import DDIM
@@ -94,6 +98,8 @@ def is_guided(config: Config) -> bool:
 def check_sampling(config: Config, guides: Guides = Guides()) -> None:
     """Refuses what makes no sense together. Raises: ValueError."""
     check_threshold(config)
+    if is_autoencoder(config):
+        raise ValueError(NO_DIFFUSION)
     if isinstance(config.network, Classifier):
         raise ValueError("this run trained a classifier, which makes no images: name it with --classifier")
     if guides.classifier is not None and not isinstance(guides.classifier.network, Classifier):
@@ -151,7 +157,7 @@ def denoise_of(
         denoise = guidance.guided(pair, rule)
     if denoise is not main and sampling.interval != Interval():
         denoise = sampling.interval.switch(denoise, main)
-    if sampling.pag_scale and not isinstance(config.network, Classifier):
+    if sampling.pag_scale and isinstance(config.network, UNet | DiT):
         perturbed = denoiser(apply_run(config, identity_attention(config.network)), weights.main, prediction, own)
         denoise = away_from(perturbed, main, denoise, scales.pag)
     if guides.classifier is not None:
@@ -221,7 +227,10 @@ def finish_of(config: Config) -> Callable[[Shaped[np.ndarray, "*n b h w c"]], UI
             f"codec {config.codec!r} is not allowed: this run makes latents of {latents.codec}, "
             f"name the decoder's weights (--codec {latents.codec}=FILE)"
         )
-    codec = normalised(open_codec(config.codec).codec, latents.mean, latents.std)
+    opened = open_codec(config.codec)
+    if name == "run" and opened.sha256 != latents.sha256:
+        raise ValueError(f"codec {config.codec!r} is not allowed: other weights made the latents (--codec)")
+    codec = normalised(opened.codec, latents.mean, latents.std)
 
     def finish(z: Shaped[np.ndarray, "*n b h w c"]) -> UInt8[np.ndarray, "*n b H W C"]:
         batches = z.reshape(-1, *z.shape[-4:])  # one batch at a time: pictures are far larger than their latents

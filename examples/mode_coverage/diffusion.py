@@ -64,7 +64,15 @@ def diffusion(network: nn.Module, recipe: Recipe, shape: tuple[int, int, int]) -
     rule = optimizer(recipe.optim, 0)  # at a constant rate, so that a run can be prolonged
 
     # One compilation serves every seed: it travels with the batch, and not as the step's own, which is not traced.
-    def loss(params: Params, key: Key[Array, ""], raw: Mapping[str, Array], row: Int[Array, "b"], total: int) -> tuple:
+    def loss(
+        params: Params,
+        key: Key[Array, ""],
+        raw: Mapping[str, Array],
+        row: Int[Array, "b"],
+        total: int,
+        step: Int[Array, ""],
+    ) -> tuple:
+        del step
         key = jax.random.fold_in(key, raw["seed"])
         return objective(apply, params, key, Batch(raw["image"], {}, row, total))
 

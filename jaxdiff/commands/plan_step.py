@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 from jaxdiff import build, sampler
 from jaxdiff.config import Config
 from jaxdiff.core.types import Level
+from jaxdiff.networks.autoencoder import AutoencoderKL
 from jaxdiff.networks.classifier import Classifier
 from jaxdiff.planning import collectives, flops, hlo, memory
 from jaxdiff.planning.chips import Slice
@@ -85,7 +86,7 @@ def plan_training(config: Config, slice_: Slice, devices: list[Any]) -> Program:
 
 def plan_sampling(config: Config, batch_size: int, slice_: Slice, devices: list[Any]) -> Program | None:
     """The sampling of one batch, all steps, as sample.py does; None for a run that makes no images."""
-    if isinstance(config.network, Classifier):
+    if isinstance(config.network, Classifier | AutoencoderKL):
         return None
     mesh = make_mesh(config.mesh, devices)
     _, state = build.state_fn(config, mesh)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from jaxdiff.core.codec import Posterior
 from jaxdiff.core.predictions import AnyPrediction
@@ -41,8 +41,6 @@ class Players(NamedTuple):
     """Logits, above zero where a patch looks real."""
     distance: Callable[[Images, Images], Float[Array, "b"]] | None = None
     """A perceptual distance; None: without it."""
-    step: Int[Array, ""] | None = None
-    """Steps before this one; None: all are done."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +99,7 @@ class Autoencoding:
         own, metrics = jnp.mean(own), {name: jnp.mean(value) for name, value in metrics.items()}
         if not self.adversary.weight:
             return own, metrics
-        game, said = self._game(apply, params, batch.x0, rebuilt)
+        game, said = self._game(apply, params, batch, rebuilt)
         return own + (game - jax.lax.stop_gradient(game)), {**metrics, **said}
 
     def _own(
@@ -115,11 +113,11 @@ class Autoencoding:
         return total, parts
 
     def _game(
-        self, apply: Players, params: Params, x: Images, rebuilt: Images
+        self, apply: Players, params: Params, batch: Batch, rebuilt: Images
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        begun = 1.0 if apply.step is None else (apply.step >= self.adversary.start).astype(jnp.float32)
+        begun = 1.0 if batch.step is None else (batch.step >= self.adversary.start).astype(jnp.float32)
         believed = jnp.mean(apply.judge(jax.lax.stop_gradient(params), rebuilt))
-        real, fake = apply.judge(params, x), apply.judge(params, jax.lax.stop_gradient(rebuilt))
+        real, fake = apply.judge(params, batch.x0), apply.judge(params, jax.lax.stop_gradient(rebuilt))
         loss = hinge(real, fake)
         said = {"discriminator": loss, "real": jnp.mean(real), "fake": jnp.mean(fake)}
         return begun * (loss - self.adversary.weight * believed), said

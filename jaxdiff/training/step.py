@@ -12,8 +12,13 @@ from jaxdiff.training import ema
 from jaxdiff.training.state import Purpose, TrainState, key_for
 
 Raw = Mapping[str, Array]
-Loss = Callable[[Params, Key[Array, ""], Raw, Int[Array, "b"], int], tuple[Float[Array, ""], Mapping[str, Array]]]
-"""``(params, key, raw batch, rows, total) -> (mean loss over the rows, metrics)``; rows number examples of `total`."""
+Loss = Callable[
+    [Params, Key[Array, ""], Raw, Int[Array, "b"], int, Int[Array, ""]], tuple[Float[Array, ""], Mapping[str, Array]]
+]
+"""``(params, key, raw batch, rows, total, step) -> (mean loss over the rows, metrics)``.
+
+Rows number examples of `total`; `step` counts the steps before this one.
+"""
 Metrics = dict[str, Float[Array, ""]]
 
 
@@ -60,19 +65,19 @@ def make_step(
     """
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
 
-    def gradient(params: Params, key: Key[Array, ""], raw: Raw) -> PyTree:
+    def gradient(params: Params, key: Key[Array, ""], raw: Raw, step: Int[Array, ""]) -> PyTree:
         here = total = raw["image"].shape[0]
         rows = jnp.arange(here, dtype=jnp.int32)
         if axis is not None:
             rows, total = rows + here * jax.lax.axis_index(axis), here * jax.lax.axis_size(axis)
         if accumulate == 1:
-            return value_and_grad(params, key, raw, rows, total)
+            return value_and_grad(params, key, raw, rows, total, step)
         # Part i holds rows i, i + accumulate ...: every device keeps an equal share of each part.
         parts = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, accumulate, *a.shape[1:]), 1, 0), (dict(raw), rows))
 
         def part(i: Int[Array, ""]) -> PyTree:
             raw, rows = jax.tree.map(lambda a: a[i], parts)
-            return value_and_grad(params, key, raw, rows, total)
+            return value_and_grad(params, key, raw, rows, total, step)
 
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(part, jnp.int32(0)))
         whole, _ = jax.lax.scan(
@@ -82,7 +87,7 @@ def make_step(
 
     def step(state: TrainState, raw: Raw) -> tuple[TrainState, Metrics]:
         key = key_for(seed, state.step, Purpose.TRAIN)
-        (value, extra), grads = gradient(state.params, key, raw)
+        (value, extra), grads = gradient(state.params, key, raw, state.step)
         if axis is not None:
             value, extra, grads = jax.lax.pmean((value, extra, grads), axis)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

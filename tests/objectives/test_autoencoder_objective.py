@@ -23,18 +23,18 @@ def judge(params, x):
     return params["discriminator"] * x.mean(-1)
 
 
-def players(step=None):
+def players():
     """Latents are the picture, with next to no noise; one number rebuilds it, and one number judges."""
     return Players(
         encode=lambda params, x: Posterior(x, jnp.full_like(x, -60.0)),
         decode=lambda params, z: params["network"] * z,
         judge=judge,
-        step=None if step is None else jnp.int32(step),
     )
 
 
 def gradient(step=None):
-    whole = jax.grad(lambda params: LOSS(players(step), params, jax.random.key(1), BATCH)[0])(PARAMS)
+    batch = BATCH._replace(step=None if step is None else jnp.int32(step))
+    whole = jax.grad(lambda params: LOSS(players(), params, jax.random.key(1), batch)[0])(PARAMS)
     return {name: float(value) for name, value in whole.items()}
 
 

@@ -23,7 +23,7 @@ def apply(params, x, cur, nxt, cond, key=None):
     return jnp.einsum("bhwc,cd->bhwd", x, params["network"]["mix"]["w"]) + params["network"]["bias"]["b"]
 
 
-def loss(params, key, raw, row, total):
+def loss(params, key, raw, row, total, step):
     objective = Denoising(paths.Linear(), predictions.Flow(), times.Uniform())
     return objective(apply, params, key, Batch(to_unit(raw["image"]), conditions(raw), row, total))
 
@@ -54,7 +54,7 @@ def test_the_number_of_devices_changes_nothing():
 
 
 def test_accumulated_gradient_is_that_of_the_whole_batch():
-    def plain(params, key, raw, row, total):
+    def plain(params, key, raw, row, total, step):
         error = jnp.mean(jnp.square(to_unit(raw["image"]) @ params["network"]["m"]["w"] - row[:, None, None, None]))
         return error, {"error": error}
 
