@@ -13,9 +13,10 @@ height and width belong to `down`, as if a narrow convolution and a 1x1 one came
 Source: arXiv:2106.09685, Sec. 4.1, whose B and A are our up and down, transposed.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,34 @@ Where: TypeAlias = tuple[str, ...]
 """Where a parameter stands in the tree."""
 
 DOWN, UP = "down", "up"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRA:
+    """Which kernels change, and how."""
+
+    rank: int = 0
+    """Rank of the change of each kernel; 0: all parameters are trained, and no factors."""
+    alpha: float = 0.0
+    """The change is alpha / rank times the product of its factors; 0: alpha is the rank."""
+    targets: Literal["attention", "all"] = "attention"
+    """The kernels that change: those of attention, or of all dense layers and convolutions."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ValueError(f"rank = {self.rank} is not allowed: at least 0 (--lora.rank)")
+        if not 0 <= self.alpha < float("inf"):
+            raise ValueError(f"alpha = {self.alpha} is not allowed: at least 0 and finite (--lora.alpha)")
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return self.alpha / self.rank if self.alpha else 1.0
+
+    @property
+    def chosen(self) -> Callable[[Where], bool]:
+        """Whether the kernel at a path changes."""
+        return in_attention if self.targets == "attention" else any_kernel
 
 
 class Part(NamedTuple):
