@@ -3,11 +3,12 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from jaxdiff.commands import evaluate, grid, plan, precompute
+from jaxdiff.commands import evaluate, grid, lora, plan, precompute
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "evaluate": evaluate.main,
     "grid": grid.main,
+    "lora": lora.main,
     "plan": plan.main,
     "precompute": precompute.main,
 }

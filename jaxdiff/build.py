@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from jaxdiff import autoencoders
+from jaxdiff.adapters import check_start, combine, initial, is_adapted
 from jaxdiff.config import Config, from_json, to_json
 from jaxdiff.core.gaussian import logsnr
 from jaxdiff.core.times import Stratified
@@ -63,22 +64,51 @@ def loss_fn(config: Config) -> Loss:
     return loss
 
 
-def step_fn(config: Config, axis: str | None = None) -> Callable[[TrainState, Raw], tuple[TrainState, Metrics]]:
-    """(state, raw batch) -> (state, metrics): the run's training step, not yet jitted; `axis` as in `make_step`."""
-    rule = optimizer(config.optim, config.steps)
-    return make_step(loss_fn(config), rule, config.ema, config.seed, config.optim.accumulate, axis)
+def step_fn(config: Config, axis: str | None = None) -> Callable[..., tuple[TrainState, Metrics]]:
+    """(state, raw batch, frozen) -> (state, metrics): the run's training step, not yet jitted; `axis` of `make_step`.
+
+    `frozen` are the parameters that the trained part is added to, and left out where all parameters are trained.
+    """
+    rule, plain = optimizer(config.optim, config.steps), loss_fn(config)
+
+    def step(state: TrainState, raw: Raw, frozen: Params | None = None) -> tuple[TrainState, Metrics]:
+        def loss(
+            part: Params, key: Key[Array, ""], raw: Raw, row: Int[Array, "b"], total: int, count: Int[Array, ""]
+        ) -> tuple:
+            return plain(combine(config, frozen, part), key, raw, row, total, count)
+
+        return make_step(loss, rule, config.ema, config.seed, config.optim.accumulate, axis)(state, raw)
+
+    return step
 
 
-def state_fn(config: Config, mesh: Mesh) -> tuple[Callable[[], TrainState], TrainState]:
-    """(what makes the first state, its shapes with their places on the mesh)."""
+def trained_part(config: Config) -> Params:
+    """What the run trains, at first, by its seed."""
+    key = key_for(config.seed, 0, Purpose.INIT)
+    if not is_adapted(config):
+        return init_run(config, key)
+    return initial(config, jax.eval_shape(lambda: init_run(config, key)), key)
 
-    def init() -> TrainState:
-        params = init_run(config, key_for(config.seed, 0, Purpose.INIT))
-        return init_state(params, optimizer(config.optim, config.steps), config.ema)
+
+def state_fn(config: Config, mesh: Mesh) -> tuple[Callable[..., TrainState], TrainState]:
+    """(what makes the first state, of other parameters where it is given some; its shapes with their places)."""
+
+    def init(part: Params | None = None) -> TrainState:
+        part = trained_part(config) if part is None else part
+        return init_state(part, optimizer(config.optim, config.steps), config.ema)
 
     abstract = jax.eval_shape(init)
     places = partition(abstract, mesh, parameter_axes)
     return init, jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), abstract, places)
+
+
+def frozen_shapes(config: Config, mesh: Mesh) -> tuple[Params, ...]:
+    """The shapes, with their places on the mesh, of the parameters that stay as they are; () where all are trained."""
+    if not is_adapted(config):
+        return ()
+    abstract = jax.eval_shape(lambda: init_run(config, key_for(config.seed, 0, Purpose.INIT)))
+    places = partition(abstract, mesh, parameter_axes)
+    return (jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), abstract, places),)
 
 
 def apply_run(config: Config, perturbed: Perturbed | None = None) -> ApplyFn:
@@ -154,6 +184,7 @@ def check_data(config: Config, label_names: Sequence[str]) -> None:
     check_text(config)
     if autoencoders.is_autoencoder(config) and config.latents is not None:
         raise ValueError(f"an autoencoder learns from pictures, not from latents: {config.data.source} (--data.source)")
+    check_start(config)
     if config.latents is not None:
         check_threshold(config)
         if isinstance(config.objective, VDM):

@@ -15,6 +15,8 @@ from jaxdiff.data import Data, Latents
 from jaxdiff.networks.autoencoder import AutoencoderKL
 from jaxdiff.networks.classifier import Classifier
 from jaxdiff.networks.dit import DiT
+from jaxdiff.networks.lora import LoRA
+from jaxdiff.networks.new_word import NewWord
 from jaxdiff.networks.schedule import LearnedSchedule
 from jaxdiff.networks.text_transformer import TextTransformer
 from jaxdiff.networks.unet import UNet
@@ -115,6 +117,17 @@ class Config:
     sample.py's default."""
     latents: Annotated[Latents | None, tyro.conf.Suppress] = None
     """What the data are latents of, as the data themselves say; train.py fills it in."""
+    start: str = ""
+    """Folder of the run, or folder or name of the model, whose parameters training starts from (of its first average);
+    with --lora.rank or --word.text they stay as they are, and this run stores only what it adds."""
+    start_step: Annotated[int, tyro.conf.Suppress] = -1
+    """The step of that run's checkpoint; train.py fills it in."""
+    start_sha256: Annotated[str, tyro.conf.Suppress] = ""
+    """Of those parameters; train.py fills it in."""
+    lora: LoRA = LoRA()
+    """Train low-rank changes of the parameters that training starts from."""
+    word: NewWord = NewWord()
+    """Train the embedding of one new word, and nothing else (textual inversion)."""
     mesh: MeshShape = MeshShape()
     """How the devices share out the batch and the state; changes nothing else."""
     engine: Literal["jit", "pmap"] = "jit"
@@ -150,6 +163,10 @@ class Config:
                 f"batch_size = {self.batch_size} is not a multiple of accumulate = {self.optim.accumulate} "
                 "(--batch-size, --optim.accumulate)"
             )
+        if self.lora.rank and self.word.text:
+            raise ValueError(
+                "a new word is not allowed with low-rank changes: train one of them (--word.text, --lora.rank)"
+            )
 
 
 VOCABULARY: Mapping[str, type] = {
@@ -165,6 +182,7 @@ VOCABULARY: Mapping[str, type] = {
         *get_args(AnySolver),
         *get_args(AnyRule),
         *(Interval, B1, B2, grids.RestartInterval),
+        *(LoRA, NewWord),
         *(UNet, DiT, Classifier, AutoencoderKL, TextTransformer, LearnedSchedule),
         *(Denoising, Hybrid, VDM, Classification, Autoencoding, Adversary),
         *(optimisers.Optim, optimisers.AdamW, optimisers.Lion, optimisers.SGD),

@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
 from etils import epath
 
 from jaxdiff.config import Config
@@ -65,6 +66,10 @@ class Settings:
     power-function averages were tracked, or `none` for the parameters themselves (by default the first average)."""
     step: int | None = None
     """Step of the checkpoint (by default the last)."""
+    lora: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A LoRA .safetensors that is merged into the parameters, FILE or FILE:WEIGHT; may be said several times."""
+    base: epath.Path | None = None
+    """Of a run that trained a LoRA or a new word: the run or model that it started from (by default where that was)."""
     mesh: MeshShape = MeshShape()
     """How the devices share out images and parameters; changes nothing else."""
 

@@ -13,6 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Int, Shaped, UInt8
 
+from jaxdiff.adapters import combine, is_adapted, with_loras
 from jaxdiff.config import Config, from_json, to_json
 from jaxdiff.core.grids import Table, pad
 from jaxdiff.core.types import Level, Params
@@ -38,7 +39,7 @@ from jaxdiff.training import hosts
 from jaxdiff.training.ema import Decay, Power
 from jaxdiff.training.restore import fingerprint, read_params, read_posthoc, read_step_config, steps
 from jaxdiff.training.sharding import make_mesh, partition, replicated, shard_batch, share, to_host
-from jaxdiff.training.workdir import read_config
+from jaxdiff.training.workdir import Json, read_config
 
 Leaves = Mapping[str, Shaped[np.ndarray | jax.Array, "b ..."]]
 """Conditions of images."""
@@ -132,6 +133,7 @@ class Trained:
             "sampling": to_json(config.sampling),
             "nfe": self.nfe,
             **({"codec": config.codec} if config.codec else {}),
+            **({"lora": list(settings.lora)} if settings.lora else {}),
             **self._words(),
             **{name: value for name, value in guides.items() if value is not None},
         }
@@ -143,8 +145,13 @@ class Trained:
         return {"prompt": said, "negative_prompt": self.settings.negative_prompt, "reader_sha256": self.reader.sha256}
 
 
-def read_checkpoint(workdir: epath.PathLike, step: int | None, ema: str | None) -> Checkpoint:
+def read_checkpoint(
+    workdir: epath.PathLike, step: int | None, ema: str | None, base: epath.PathLike | None = None
+) -> Checkpoint:
     """The checkpoint of a run, with the parameters or an average of them; or a model, by its folder or its name.
+
+    What a run has trained on top of other parameters comes together with these, which are read where they were, or
+    from `base`.
 
     Raises: ValueError or FileNotFoundError, one line that names the flag.
     """
@@ -155,6 +162,19 @@ def read_checkpoint(workdir: epath.PathLike, step: int | None, ema: str | None) 
     if not epath.Path(workdir).exists():
         names = ", ".join(shipped_models())
         raise FileNotFoundError(f"there is no folder {workdir}: name a run's, a model's, or what ships here: {names}")
+    config, record, params = read_part(workdir, step, ema)
+    if is_adapted(config):
+        below = read_start(dataclasses.replace(config, start=str(base or config.start)), "--base")
+        params = combine(config, below.params, params)
+    names, captions = (tuple(record.get(key, ())) for key in ("label_names", "captions"))
+    return Checkpoint(config, names, record["step"], params, record.get("tokenizer", ""), captions)
+
+
+def read_part(workdir: epath.PathLike, step: int | None, ema: str | None) -> tuple[Config, Json, Params]:
+    """(config, record with the step, parameters or an average of them) as a checkpoint of a run holds them.
+
+    Raises: ValueError or FileNotFoundError, one line that names the flag.
+    """
     read_config(workdir)  # refuses a folder that is no run
     stored = steps(workdir)
     if not stored:
@@ -163,8 +183,22 @@ def read_checkpoint(workdir: epath.PathLike, step: int | None, ema: str | None) 
     record = read_step_config(workdir, step)
     config = from_json(record["config"])
     assert isinstance(config, Config)
-    names, captions = (tuple(record.get(key, ())) for key in ("label_names", "captions"))
-    return Checkpoint(config, names, step, read_ema(workdir, step, config, ema), record.get("tokenizer", ""), captions)
+    return config, {**record, "step": step}, read_ema(workdir, step, config, ema)
+
+
+def read_start(config: Config, flag: str = "--start") -> Checkpoint:
+    """What a run starts from: the first average of `config.start`, at the step that is noted or the last.
+
+    Raises: ValueError or FileNotFoundError where it is gone, or is not what it was when the run began.
+    """
+    step = config.start_step if find_model(config.start) is None and config.start_step >= 0 else None
+    try:
+        found = read_checkpoint(config.start, step, None)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"what this run starts from cannot be read: {error} ({flag})") from error
+    if config.start_sha256 not in ("", fingerprint(found.params)):
+        raise ValueError(f"{config.start} is not what this run was started from: its parameters differ ({flag})")
+    return found
 
 
 def open_trained(workdir: epath.PathLike, settings: Settings, most_steps: int = 0) -> Trained:
@@ -174,8 +208,9 @@ def open_trained(workdir: epath.PathLike, settings: Settings, most_steps: int = 
 
     Raises: ValueError or FileNotFoundError, one line that names the flag.
     """
-    own = read_checkpoint(workdir, settings.step, settings.ema)
+    own = read_checkpoint(workdir, settings.step, settings.ema, settings.base)
     config = with_settings(own.config, settings)
+    own = own._replace(params=with_loras(config, own.params, settings.lora))
     if settings.grid == "optimised":
         config = dataclasses.replace(config, grid=read_fitted_grid(workdir, config.sampling.steps))
     weaker = settings.guide and read_checkpoint(settings.guide, settings.guide_step, settings.guide_ema)

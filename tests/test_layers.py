@@ -14,6 +14,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # A folder, or a module that lies beside the folders, and what of ours it may import besides itself.
 LIBRARY = {"core", "networks", "objectives", "sampling", "data", "training", "evaluation", "pretrained"}
 BUILDERS = LIBRARY | {
+    "adapters",
     "config",
     "presets",
     "build",
@@ -23,6 +24,7 @@ BUILDERS = LIBRARY | {
     "names",
     "sampler",
     "settings",
+    "starts",
     "texts",
     "trained",
 }
@@ -39,15 +41,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "planning": set(),
     "config": LIBRARY,
     "presets": LIBRARY | {"config"},
+    "adapters": LIBRARY | {"config"},
     "autoencoders": LIBRARY | {"config"},
-    "build": LIBRARY | {"autoencoders", "config"},
+    "build": LIBRARY | {"adapters", "autoencoders", "config"},
     "codecs": LIBRARY | {"config"},
     "texts": LIBRARY | {"config"},
     "sampler": LIBRARY | {"autoencoders", "config", "build", "codecs", "texts"},
     "settings": LIBRARY | {"config", "names", "sampler", "texts"},
     "names": {"core", "sampling", "config"},
     "models": LIBRARY | {"config"},
-    "trained": LIBRARY | {"config", "build", "models", "names", "sampler", "settings", "texts"},
+    "starts": LIBRARY | {"adapters", "build", "config", "models", "texts", "trained"},
+    "trained": LIBRARY | {"adapters", "config", "build", "models", "names", "sampler", "settings", "texts"},
     "cli": LIBRARY | {"config", "presets"},
     "commands": BUILDERS | {"planning"},
     "__main__": BUILDERS | {"commands"},

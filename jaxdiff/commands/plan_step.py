@@ -74,14 +74,15 @@ def plan_training(config: Config, slice_: Slice, devices: list[Any]) -> Program:
     build.check_devices(config, len(devices))
     mesh = make_mesh(config.mesh, devices)
     (_, state), batch = build.state_fn(config, mesh), abstract_batch(config, mesh)
+    frozen = build.frozen_shapes(config, mesh)
     jitted = jit_step(mesh, build.step_fn(config), state)
     held = {
-        "parameters": memory.bytes_per_device(state.params),
+        "parameters": memory.bytes_per_device((state.params, frozen)),
         "optimiser": memory.bytes_per_device(state.opt_state),
         "averages": memory.bytes_per_device(state.ema),
         "batch": memory.bytes_per_device(batch),
     }
-    return plan_program(jitted, (state, batch), held, slice_, mesh)
+    return plan_program(jitted, (state, batch, *frozen), held, slice_, mesh)
 
 
 def plan_sampling(config: Config, batch_size: int, slice_: Slice, devices: list[Any]) -> Program | None:
@@ -90,7 +91,8 @@ def plan_sampling(config: Config, batch_size: int, slice_: Slice, devices: list[
         return None
     mesh = make_mesh(config.mesh, devices)
     _, state = build.state_fn(config, mesh)
-    weights = sampler.Weights(state.ema[0] if state.ema else state.params)
+    whole = build.frozen_shapes(config, mesh) or state.ema or (state.params,)
+    weights = sampler.Weights(whole[0])
     rows, whole = NamedSharding(mesh, BATCH), replicated(mesh)
     index = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=rows)
     number = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)

@@ -11,6 +11,7 @@ from jaxtyping import Int32, Shaped
 
 from jaxdiff.data.files import FileSource
 from jaxdiff.data.source import ArraySource, Example, Source, Subset
+from jaxdiff.data.subject import Beside, Told
 
 Encode = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
 """texts -> the leaves that condition a network, each with one row a text."""
@@ -70,6 +71,10 @@ def caption(source: Source, index: int) -> tuple[str, Sequence[str]]:
     match source:
         case Subset():
             return caption(source.source, int(source.indices[index]))
+        case Told():
+            return source.text, ()
+        case Beside():
+            return caption(*source.place(index))
         case ArraySource():
             return (source.text[index] if source.text else ""), ()
         case FileSource():

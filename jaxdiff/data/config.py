@@ -40,6 +40,19 @@ class Data:
     keywords: bool = False
     """Say captions in other words as well: half of the time with the keywords of metadata.jsonl, or by them alone."""
 
+    caption: str = ""
+    """The caption of every picture, such as "a photo of <my-toy>"; empty: those that the set has."""
+
+    prior: str = ""
+    """Pictures of the subject's class, such as a folder that sample.py filled, learned beside those of `source` so
+    that the class is not forgotten (DreamBooth's prior preservation); empty: none."""
+
+    prior_caption: str = ""
+    """The caption of every one of those; empty: those that they have."""
+
+    prior_weight: float = 1.0
+    """How much those count, in proportion to the others."""
+
     split: str = "train"
     """Part of the set to train on, where the set has parts: `train`, `test`; with TFDS also `train[:10%]`."""
 
@@ -66,6 +79,7 @@ class Data:
         check(bool(self.split), "split", self.split, "the name of a split, such as train")
         check(0 <= self.holdout <= 0.5, "holdout", self.holdout, "in [0, 0.5]")
         check(0 <= self.augment <= 1, "augment", self.augment, "in [0, 1]")
+        check(0 < self.prior_weight <= 1000, "prior_weight", self.prior_weight, "in (0, 1000]")
         check(self.workers >= 0, "workers", self.workers, "at least 0")
 
 

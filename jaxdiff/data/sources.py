@@ -10,6 +10,7 @@ from jaxdiff.data.config import Data
 from jaxdiff.data.files import files_splits, open_files
 from jaxdiff.data.records import Header, RecordSource, check_latents, open_records, read_header
 from jaxdiff.data.source import Source, Subset, partition
+from jaxdiff.data.subject import Beside, Told
 from jaxdiff.data.tfds import open_tfds, tfds_splits
 
 
@@ -27,10 +28,15 @@ def open_source(data: Data) -> Source:
     Raises ValueError or FileNotFoundError, one line that names the flag and the allowed values.
     """
     source = opened(data, data.split)
-    if data.holdout == 0:
+    if data.holdout:
+        train, _ = partition(len(source), data.holdout)
+        source = Subset(source, train)
+    if not data.prior:
         return source
-    train, _ = partition(len(source), data.holdout)
-    return Subset(source, train)
+    prior = find(data.prior).open("train")
+    if not len(source) or not len(prior):
+        raise ValueError(f"no images are left of {source.name} or {prior.name} (--data.source, --data.prior)")
+    return Beside(source, Told(prior, data.prior_caption) if data.prior_caption else prior, data.prior_weight)
 
 
 def open_validation(data: Data) -> Source | None:
@@ -54,13 +60,15 @@ def opened(data: Data, split: str) -> Source:
     source = find(data.source).open(split)
     if isinstance(source, RecordSource):
         check_latents(data, source)
-    return source
+    return Told(source, data.caption) if data.caption else source
 
 
 def has_features(source: Source) -> bool:
     """Whether a text encoder has read the captions already."""
     if isinstance(source, Subset):
         return has_features(source.source)
+    if isinstance(source, Beside):
+        return has_features(source.first) and has_features(source.second)
     return isinstance(source, RecordSource) and any(a.name == "text_tokens" for a in source.header.arrays)
 
 

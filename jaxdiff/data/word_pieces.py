@@ -101,6 +101,20 @@ def learn(captions: Iterable[str], vocab: int) -> str:
     return tokenizer.to_str()
 
 
+def with_word(json: str, word: str) -> tuple[str, int]:
+    """(the tokenizer.json with one more piece, a whole word that is found as it is written; its token).
+
+    Raises ValueError where the tokenizer has this piece already.
+    """
+    tokenizer = _library().Tokenizer.from_str(json)
+    if tokenizer.token_to_id(word) is not None:
+        raise ValueError(f"word {word!r} is not allowed: the tokenizer has such a piece already (--word.text)")
+    token = tokenizer.get_vocab_size()
+    # Found before all else is done to a text, so that its letters keep their case.
+    tokenizer.add_tokens([_library().AddedToken(word, normalized=False)])
+    return tokenizer.to_str(), token
+
+
 @functools.lru_cache(maxsize=8)
 def _parsed(json: str) -> Parsed:
     library = _library()

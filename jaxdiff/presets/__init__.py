@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from jaxdiff.config import Config
-from jaxdiff.presets import cifar10, emoji, imagenet64, imagenet256
+from jaxdiff.presets import cifar10, emoji, imagenet64, imagenet256, subject
 
 PRESETS: Mapping[str, Callable[[], Config]] = {
     preset.__name__: preset
@@ -16,6 +16,8 @@ PRESETS: Mapping[str, Callable[[], Config]] = {
         emoji.emoji_vdm,
         emoji.fashion_mnist,
         emoji.fashion_mnist_classifier,
+        subject.dreambooth,
+        subject.textual_inversion,
         cifar10.cifar10_ddpm,
         cifar10.cifar10_iddpm,
         cifar10.cifar10_vp,

@@ -37,19 +37,25 @@ def jit_step(mesh: Mesh, step: Callable, abstract: TrainState) -> Any:
     return jax.jit(step, donate_argnums=0, out_shardings=(places, replicated(mesh)))
 
 
-def jit_engine(mesh: Mesh, step: Callable, abstract: TrainState, batch_size: int) -> Engine:
-    """The step compiled for the mesh, with the state where the shardings of `abstract` say."""
+def jit_engine(
+    mesh: Mesh, step: Callable, abstract: TrainState, batch_size: int, frozen: tuple[PyTree, ...] = ()
+) -> Engine:
+    """The step compiled for the mesh, with the state where the shardings of `abstract` say.
+
+    `frozen`: arrays that each step reads and none changes.
+    """
     compiled = jit_step(mesh, step, abstract)
 
     def run(state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, Metrics]:
         with jax.set_mesh(mesh):
-            return compiled(state, shard_batch(mesh, batch, batch_size))
+            return compiled(state, shard_batch(mesh, batch, batch_size), *frozen)
 
     return Engine(lambda state: state, run, lambda state: state)
 
 
-def pmap_engine(mesh: Mesh, step: Callable) -> Engine:
-    """A copy of the state and a part of the batch on every device; `step` averages over the axis `DEVICES`."""
+def pmap_engine(mesh: Mesh, step: Callable, frozen: tuple[PyTree, ...] = ()) -> Engine:
+    """A copy of the state, and of what is `frozen`, and a part of the batch on every device; `step` averages over the
+    axis `DEVICES`."""
     devices = list(mesh.devices.flat)
     here = [device for device in devices if device.process_index == jax.process_index()]
     stacked = NamedSharding(Mesh(np.array(here), (DEVICES,)), PartitionSpec(DEVICES))
@@ -63,9 +69,11 @@ def pmap_engine(mesh: Mesh, step: Callable) -> Engine:
         copies = [shard.data[0] for shard in leaf.addressable_shards]
         return jax.make_array_from_single_device_arrays(leaf.shape[1:], replicated(mesh), copies)
 
+    copies = jax.tree.map(spread, frozen)
+
     def run(state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, Metrics]:
         parts = {name: value.reshape(len(here), -1, *value.shape[1:]) for name, value in batch.items()}
-        state, metrics = mapped(state, parts)
+        state, metrics = mapped(state, parts, *copies)
         return state, jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], metrics)
 
     def each(change: Callable[[Array], Array]) -> Callable[[PyTree], PyTree]:
