@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
@@ -107,9 +106,7 @@ def parts_of(
     return found
 
 
-def merged(
-    params: Mapping[str, Params], network: nn.Module, loras: Sequence[tuple[Changes, float]]
-) -> dict[str, Params]:
+def merged(params: Mapping[str, Params], network: object, loras: Sequence[tuple[Changes, float]]) -> dict[str, Params]:
     """The network's parameters with these changes added, each with its weight; only what changes is copied.
 
     Raises ValueError of one line that names a layer which this network has not, or has in another shape.
@@ -143,7 +140,7 @@ class _Slice(NamedTuple):
 
 
 def _by_tensor(
-    network: nn.Module, shapes: Mapping[str, object], loras: Sequence[tuple[Changes, float]]
+    network: object, shapes: Mapping[str, object], loras: Sequence[tuple[Changes, float]]
 ) -> dict[str, list[_Slice]]:
     """What is added to each published tensor. Raises ValueError."""
     known, find = aliases(network, shapes), finder(network)
@@ -176,7 +173,7 @@ def _summed(slices: Sequence[_Slice], shape: Shape) -> np.ndarray:
     return whole
 
 
-def dump(factors: Mapping[str, Params], network: nn.Module, scale: float) -> dict[str, np.ndarray]:
+def dump(factors: Mapping[str, Params], network: object, scale: float) -> dict[str, np.ndarray]:
     """Our factors as a file's arrays in the names that peft and diffusers read; `scale` is put into `up`.
 
     Layers of which a published network has several side by side share one `down`.

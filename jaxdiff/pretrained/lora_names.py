@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +49,7 @@ Aliases: TypeAlias = Mapping[str, tuple[str, ...]]
 """Of a name that files use: the published layers that it means, whose outputs lie one after the other in it."""
 
 
-def finder(network: nn.Module) -> Find:
+def finder(network: object) -> Find:
     """Where this network's kernels are published; the paths are those of the network's own parameters."""
     table = _table(network)
 
@@ -63,7 +62,7 @@ def finder(network: nn.Module) -> Find:
     return find
 
 
-def aliases(network: nn.Module, shapes: Mapping[str, object]) -> Aliases:
+def aliases(network: object, shapes: Mapping[str, object]) -> Aliases:
     """What files may call the published layers of this network, whose parameters have these `shapes`."""
     find, found = finder(network), {}
     original = _original(network)
@@ -91,7 +90,7 @@ def kernels(shapes: Mapping[str, object]) -> list[tuple[Where, Shape]]:
     return [(path, shape) for path, shape in named if path[-1] == "kernel"]
 
 
-def _table(network: nn.Module) -> Origins | Sequence[Row]:
+def _table(network: object) -> Origins | Sequence[Row]:
     match network:
         case UNet():
             return diffusers_names(network)
@@ -153,7 +152,7 @@ def _at(tree: Params, path: Where) -> jax.Array:
     return tree
 
 
-def _original(network: nn.Module) -> Callable[[Where, Shape], tuple[str, ...]]:
+def _original(network: object) -> Callable[[Where, Shape], tuple[str, ...]]:
     """The original programs' names of the layers of a kernel; () where they have none."""
     try:
         origins = original_names(network) if isinstance(network, UNet) else None
