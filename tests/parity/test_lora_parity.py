@@ -277,10 +277,10 @@ def test_one_layer_there_is_several_layers_here(name, tmp_path):
 def test_factors_trained_here_are_written_for_others(name, tmp_path):
     model, family, network, ask = opened(name)
     params = family.load(arrays_of(model), network)
-    factors = low_rank.initial(jax.random.key(3), params, RANK, low_rank.any_kernel)
+    factors = jax.eval_shape(lambda: low_rank.initial(jax.random.key(3), params, RANK, low_rank.any_kernel))
     rng = np.random.default_rng(4)
     factors = jax.tree.map(lambda a: jnp.asarray(0.3 * rng.standard_normal(a.shape), jnp.float32), factors)
-    trained = low_rank.merge(params, factors, ALPHA / RANK)
+    trained = quickly(low_rank.merge)(params, factors, ALPHA / RANK)
     written = lora.dump(factors, network, ALPHA / RANK)
     # By our own reader, and by hand in torch.
     again = lora.merged(params, network, [(changes_of(written, tmp_path), 1.0)])
