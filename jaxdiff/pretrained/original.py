@@ -7,13 +7,14 @@ from jaxdiff.core.predictions import AnyPrediction
 from jaxdiff.core.types import Params
 from jaxdiff.networks.classifier import Classifier
 from jaxdiff.networks.dit import DiT
+from jaxdiff.networks.edm2 import EDM2
 from jaxdiff.networks.unet import UNet
 
 
 class Original(NamedTuple):
     """A published network as it was trained."""
 
-    network: UNet | DiT | Classifier
+    network: UNet | DiT | Classifier | EDM2
     params: Params
     path: FixedPath
     """The noise schedule of its training."""
