@@ -15,6 +15,7 @@ from jaxdiff.data import Data, Latents
 from jaxdiff.networks.autoencoder import AutoencoderKL
 from jaxdiff.networks.classifier import Classifier
 from jaxdiff.networks.dit import DiT
+from jaxdiff.networks.edm2 import EDM2
 from jaxdiff.networks.lora import LoRA
 from jaxdiff.networks.new_word import NewWord
 from jaxdiff.networks.schedule import LearnedSchedule
@@ -93,7 +94,7 @@ class Config:
 
     data: Data
     """What is learned from."""
-    network: UNet | DiT | Classifier | AutoencoderKL
+    network: UNet | DiT | Classifier | EDM2 | AutoencoderKL
     """The network."""
     objective: Annotated[Denoising | Hybrid | VDM | Classification | Autoencoding, tyro.conf.arg(name="")]
     """What a training step minimises."""
@@ -183,7 +184,7 @@ VOCABULARY: Mapping[str, type] = {
         *get_args(AnyRule),
         *(Interval, B1, B2, grids.RestartInterval),
         *(LoRA, NewWord),
-        *(UNet, DiT, Classifier, AutoencoderKL, TextTransformer, LearnedSchedule),
+        *(UNet, DiT, Classifier, EDM2, AutoencoderKL, TextTransformer, LearnedSchedule),
         *(Denoising, Hybrid, VDM, Classification, Autoencoding, Adversary),
         *(optimisers.Optim, optimisers.AdamW, optimisers.Lion, optimisers.SGD),
         *(optimisers.Constant, optimisers.CosineDecay, optimisers.InverseSqrt),

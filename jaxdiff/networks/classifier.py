@@ -46,7 +46,7 @@ class Classifier(nn.Module):
                 "told the answer: 0 (--network.encoder.num-classes)"
             )
         h = self.encoder(x, noise, cond, train, decode=False)
-        h = nn.silu(GroupNorm(self.encoder.norm_eps, name="norm_out")(h))
+        h = nn.silu(GroupNorm(self.encoder.norm_eps, self.encoder.norm_groups, name="norm_out")(h))
         if not self.pool_head_channels:
             return dense(self.num_classes, "float32", 0.0, "out")(h.mean((1, 2)))
         if h.shape[-1] % self.pool_head_channels:

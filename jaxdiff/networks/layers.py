@@ -86,13 +86,22 @@ def sinusoid(
     return jnp.concatenate(waves[::-1] if cosine_first else waves, axis=-1)
 
 
-def random_fourier(noise: Float[Array, "b"], features: int, scale: float) -> Float[Array, "b features"]:
-    """``[sin(2 pi w noise), cos(2 pi w noise)]`` with fixed ``w ~ N(0, scale^2)``.
+def random_fourier(
+    noise: Float[Array, "b"], features: int, scale: float, frequencies: tuple[float, ...] = ()
+) -> Float[Array, "b features"]:
+    """``[sin(2 pi w noise), cos(2 pi w noise)]`` with fixed ``w ~ N(0, scale^2)``, or with the given `frequencies`.
 
     The frequencies are a constant of the program and not a parameter, so that neither the optimiser nor
     the EMA touches them. Source: arXiv:2011.13456, App. C.2.
     """
-    w = np.random.RandomState(0).standard_normal(features // 2).astype(np.float32) * scale
+    if len(frequencies) not in (0, features // 2):
+        raise ValueError(
+            f"{len(frequencies)} Fourier frequencies for {features} features: half as many, or none "
+            "(--network.embedding-channels)"
+        )
+    w = np.asarray(frequencies, np.float32)
+    if not frequencies:
+        w = np.random.RandomState(0).standard_normal(features // 2).astype(np.float32) * scale
     angle = 2 * jnp.pi * noise.astype(jnp.float32)[:, None] * w
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
@@ -210,11 +219,13 @@ class NoiseEmbedding(nn.Module):
     """Size of the augmentation vector; 0 for none."""
     gain: float = 1.0
     """Scale of the initial kernels' variance."""
+    fourier_frequencies: tuple[float, ...] = ()
+    """Fourier frequencies in place of random ones."""
 
     @nn.compact
     def __call__(self, noise: Float[Array, "b"], cond: Cond) -> Float[Array, "b width"]:
         if self.fourier_scale > 0:
-            emb = random_fourier(noise, self.features, self.fourier_scale)
+            emb = random_fourier(noise, self.features, self.fourier_scale, self.fourier_frequencies)
         else:
             emb = sinusoid(noise, self.features, self.max_period, self.cosine_first)
         if self.augment_dim:

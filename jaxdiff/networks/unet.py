@@ -96,6 +96,8 @@ class UNet(nn.Module):
     """Cosines before sines in the features of the noise level and of sizes (SD)."""
     fourier_scale: float = 0.0
     """Standard deviation of random Fourier frequencies (16 in NCSN++); 0 for sinusoids."""
+    fourier_frequencies: tuple[float, ...] = ()
+    """The frequencies themselves, which published files hold; () draws them."""
     num_classes: int = 0
     """Number of class labels; 0 for none."""
     label_before_mlp: bool = False
@@ -173,6 +175,7 @@ class UNet(nn.Module):
             self.label_before_mlp,
             self.augment_dim,
             self.init_gain,
+            self.fourier_frequencies,
             name="embedding",
         )(noise, cond)
         if self.text_pooled or self.size_features:

@@ -97,6 +97,11 @@ def config_json(network: DiT, channels: int, size: int = 32) -> dict[str, object
     }
 
 
+def recognised(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether the tensors have the names of an original file of DiT or SiT."""
+    return "y_embedder.embedding_table.weight" in _plain(arrays)
+
+
 def original_config(arrays: Mapping[str, np.ndarray]) -> DiT:
     """The network of an original file of DiT or SiT in one of the published sizes, from the shapes of its arrays.
 
@@ -118,6 +123,14 @@ def original_config(arrays: Mapping[str, np.ndarray]) -> DiT:
         num_classes=table.shape[0] - 1,
         learned_variance=last.shape[0] == 2 * inputs * patch**2,
     )
+
+
+def original_size(arrays: Mapping[str, np.ndarray], network: DiT) -> tuple[int, int]:
+    """Side and channels of the latents of an original file, whose fixed positions tell the side; 32 without them."""
+    arrays = _plain(arrays)
+    table, channels = arrays.get("pos_embed"), arrays["x_embedder.proj.weight"].shape[1]
+    side = 32 if table is None else network.patch * round(np.sqrt(table.size // network.width))
+    return side, channels
 
 
 def load(arrays: Mapping[str, np.ndarray], network: DiT) -> Params:

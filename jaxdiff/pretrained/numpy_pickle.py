@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxdiff.pretrained.pickles import Builder, load, nothing_outside, refusing, scan
+from jaxdiff.pretrained.pickles import Builder, Names, load, nothing_outside, refusing, scan
 
 
 class _Dtype:
@@ -48,14 +48,18 @@ def read(path: Path) -> object:
 
     Raises ValueError of one line where the file names anything but arrays, or is damaged.
     """
-    names = {
+    with refusing(path):
+        return _unwrapped(load(scan(io.BytesIO(path.read_bytes())), names(), nothing_outside), set())
+
+
+def names() -> Names:
+    """What NumPy's arrays and numbers are pickled by."""
+    return {
         ("numpy", "ndarray"): None,
         ("numpy", "dtype"): Builder(_dtype),
-        ("numpy.core.multiarray", "_reconstruct"): Builder(_array),
-        ("numpy._core.multiarray", "_reconstruct"): Builder(_array),
+        **{(f"numpy.{core}.multiarray", "_reconstruct"): Builder(_array) for core in ("core", "_core")},
+        **{(f"numpy.{core}.multiarray", "scalar"): Builder(_scalar) for core in ("core", "_core")},
     }
-    with refusing(path):
-        return _unwrapped(load(scan(io.BytesIO(path.read_bytes())), names, nothing_outside), set())
 
 
 def _dtype(code: object, align: object = False, copy: object = True) -> _Dtype:
@@ -64,6 +68,13 @@ def _dtype(code: object, align: object = False, copy: object = True) -> _Dtype:
 
 def _array(kind: object, shape: object, code: object) -> _Array:
     return _Array()
+
+
+def _scalar(dtype: object, data: object) -> float | int:
+    match dtype, data:
+        case _Dtype(), bytes():
+            return np.frombuffer(data, np.dtype(dtype.order + dtype.code)).item()
+    raise ValueError("a number without its bytes")
 
 
 def _unwrapped(tree: object, seen: set[int]) -> object:

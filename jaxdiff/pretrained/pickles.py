@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 Names = Mapping[tuple[str, str], object]
-"""What (module, name) stands for: never a class."""
+"""What (module, name) stands for: a `Builder`, or a class of ours that holds what it is given and does nothing."""
 
 ALLOWED = """
 PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT
@@ -27,8 +27,8 @@ EMPTY_DICT SETITEM SETITEMS EMPTY_LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 T
 BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID
 NEWOBJ
 """
-"""The opcodes that PyTorch and NumPy write for dictionaries of arrays. NEWOBJ makes an instance of a class, and no
-table of names holds a class: it passes so that the refusal of a whole saved module can tell the class's name."""
+"""The opcodes that PyTorch and NumPy write for dictionaries of arrays. NEWOBJ makes an instance of a class,
+and a table of names holds none but holders of ours: it passes so that a refusal can tell the class's name."""
 
 
 class Builder(NamedTuple):
@@ -67,12 +67,12 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
-def scan(file: io.BytesIO) -> bytes:
+def scan(file: io.BytesIO, more: tuple[str, ...] = ()) -> bytes:
     """The bytes of the pickle that begins where `file` stands, which is left behind it.
 
-    Raises ValueError for an opcode that is not allowed, or a cut-off file.
+    `more`: opcodes that are allowed as well. Raises ValueError for one that is not allowed, or a cut-off file.
     """
-    start, allowed = file.tell(), frozenset(ALLOWED.split())
+    start, allowed = file.tell(), frozenset((*ALLOWED.split(), *more))
     for count, (opcode, arg, _) in enumerate(pickletools.genops(file)):
         if opcode.name not in allowed:
             raise ValueError(f"refused, its pickle uses {opcode.name}, which arrays do not need")

@@ -23,26 +23,31 @@ def read(path: Path) -> object:
     Raises ValueError of one line where the file names anything else, is damaged or big-endian.
     """
     with refusing(path):
-        # In memory: a length out of a damaged file must not be allocated before it is missed.
-        file = io.BytesIO(path.read_bytes())
-        if _plain(file) != MAGIC or _plain(file) != VERSION:
-            raise ValueError("not a PyTorch file")
-        match _plain(file):
-            case {"little_endian": True}:
-                pass
-            case _:
-                raise ValueError("refused, its numbers are not little-endian: save it again on another machine")
-        storages: dict[str, Storage] = {}
-        outside = functools.partial(_storage, storages, file.getbuffer().nbytes)
-        tree = load(scan(file), names(), outside)
-        keys = _plain(file)
-        if not isinstance(keys, list) or len(keys) != len(storages):
-            raise ValueError("damaged, its storages are not those that its tensors use")
-        unfilled = dict(storages)
-        for key in keys:
-            # A key that is unknown, or comes twice, is a KeyError.
-            _fill(file, unfilled.pop(key), key)
-        return tree
+        return parse(path.read_bytes())
+
+
+def parse(data: bytes) -> object:
+    """As `read`, of the bytes of such a file. Raises ValueError, and other exceptions where they are damaged."""
+    # In memory: a length out of a damaged file must not be allocated before it is missed.
+    file = io.BytesIO(data)
+    if _plain(file) != MAGIC or _plain(file) != VERSION:
+        raise ValueError("not a PyTorch file")
+    match _plain(file):
+        case {"little_endian": True}:
+            pass
+        case _:
+            raise ValueError("refused, its numbers are not little-endian: save it again on another machine")
+    storages: dict[str, Storage] = {}
+    outside = functools.partial(_storage, storages, len(data))
+    tree = load(scan(file), names(), outside)
+    keys = _plain(file)
+    if not isinstance(keys, list) or len(keys) != len(storages):
+        raise ValueError("damaged, its storages are not those that its tensors use")
+    unfilled = dict(storages)
+    for key in keys:
+        # A key that is unknown, or comes twice, is a KeyError.
+        _fill(file, unfilled.pop(key), key)
+    return tree
 
 
 def _plain(file: io.BytesIO) -> object:

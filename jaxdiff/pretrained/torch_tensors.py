@@ -57,13 +57,15 @@ DTYPES = {name: name for name in STORAGES.values()} | {
 
 
 def names() -> Names:
-    """What a PyTorch pickle may name: ordered dictionaries, tensors, parameters, sizes and types of elements."""
+    """What a PyTorch pickle may name: ordered dictionaries, tensors, parameters, sizes, types of elements, flags."""
     return {
         ("collections", "OrderedDict"): Builder(State),
         ("torch._utils", "_rebuild_tensor"): Builder(tensor),
         ("torch._utils", "_rebuild_tensor_v2"): Builder(_tensor_v2),
         ("torch._utils", "_rebuild_tensor_v3"): Builder(_tensor_v3),
         ("torch._utils", "_rebuild_parameter"): Builder(_parameter),
+        # The flags of a training, which lie beside its weights in many files. Read as an empty dictionary.
+        ("argparse", "Namespace"): State,
         ("torch", "Size"): Builder(tuple),
         ("torch.storage", "UntypedStorage"): Dtype("uint8"),
         **{("torch", name): Dtype(dtype) for name, dtype in STORAGES.items()},

@@ -16,9 +16,12 @@ from jaxdiff.networks.unet import UNet
 from jaxdiff.pretrained import exchange
 from jaxdiff.pretrained.exchange import Origins
 from jaxdiff.pretrained.unet_config import unet_config, unet_json
-from jaxdiff.pretrained.unet_names import diffusers_names
+from jaxdiff.pretrained.unet_names import diffusers_names, original_names
 
-__all__ = ["dump", "load", "unet_config", "unet_json", "unet_shapes"]
+__all__ = ["dump", "dump_original", "load", "load_original", "unet_config", "unet_json", "unet_shapes"]
+
+IN_SINGLE_FILE = "model.diffusion_model."
+"""Before the names of the U-Net's tensors in a single file of Stable Diffusion, beside the encoder's and decoder's."""
 
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Of attention, in files from before 2023."""
@@ -44,6 +47,22 @@ def dump(params: Params, network: UNet) -> dict[str, np.ndarray]:
     Raises ValueError for a part that its networks have not.
     """
     return dump_named(params, diffusers_names(network), LABELS)
+
+
+def load_original(arrays: Mapping[str, np.ndarray], network: UNet) -> Params:
+    """As `load`, from a single file of Stable Diffusion, whose other parts are left alone.
+
+    Raises ValueError as `load`, and where the file holds no U-Net.
+    """
+    ours = {name: array for name, array in arrays.items() if name.startswith(IN_SINGLE_FILE)}
+    plain = {name.removeprefix(IN_SINGLE_FILE): array for name, array in ours.items()}
+    return load_named(plain, network, original_names(network), "label_emb.weight", "input_blocks.0.0.weight")
+
+
+def dump_original(params: Params, network: UNet) -> dict[str, np.ndarray]:
+    """The U-Net's tensors in a single file: the inverse of `load_original`."""
+    arrays = dump_named(params, original_names(network), "label_emb.weight")
+    return {IN_SINGLE_FILE + name: array for name, array in arrays.items()}
 
 
 def load_named(arrays: Mapping[str, np.ndarray], network: UNet, origins: Origins, labels: str, first: str) -> Params:

@@ -1,8 +1,10 @@
 """What the tests against other implementations share; each test file skips without the extra `parity`."""
 
 import importlib.util
+import pickle
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +27,36 @@ def torch_fidelity() -> types.ModuleType:
     finally:
         for name in absent:
             del sys.modules[name]
+
+
+class Persistent(pickle.Pickler):
+    """Writes modules of other classes than PyTorch's as the programs of EDM do: source, class, attributes."""
+
+    def reducer_override(self, obj: object) -> object:
+        import torch
+
+        if isinstance(obj, torch.nn.Module) and not type(obj).__module__.startswith("torch."):
+            meta = {"type": "class", "version": 6, "module_src": "raise SystemExit", "class_name": type(obj).__name__}
+            return sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj, (meta | {"state": vars(obj)},)
+        return NotImplemented
+
+
+@pytest.fixture
+def save_persistent(monkeypatch):
+    """``(network, path) -> path`` of a file as those of EDM, whose averaged network it is."""
+
+    def _reconstruct_persistent_obj(meta: dict) -> None:
+        raise AssertionError("the file's own function was called")
+
+    _reconstruct_persistent_obj.__module__ = "torch_utils.persistence"
+    _reconstruct_persistent_obj.__qualname__ = "_reconstruct_persistent_obj"
+    for name in ("torch_utils", "torch_utils.persistence"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj = _reconstruct_persistent_obj
+
+    def save(network: object, path: Path, **beside: object) -> Path:
+        with path.open("wb") as file:
+            Persistent(file, 4).dump({"ema": network, **beside})
+        return path
+
+    return save
