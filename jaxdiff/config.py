@@ -15,6 +15,9 @@ from jaxdiff.data import Data, Latents
 from jaxdiff.networks.autoencoder import AutoencoderKL
 from jaxdiff.networks.classifier import Classifier
 from jaxdiff.networks.dit import DiT
+from jaxdiff.networks.flux import Flux
+from jaxdiff.networks.mmdit import MMDiT
+from jaxdiff.networks.pixart import PixArt
 from jaxdiff.networks.schedule import LearnedSchedule
 from jaxdiff.networks.text_transformer import TextTransformer
 from jaxdiff.networks.unet import UNet
@@ -91,7 +94,7 @@ class Config:
 
     data: Data
     """What is learned from."""
-    network: UNet | DiT | Classifier | AutoencoderKL
+    network: UNet | DiT | PixArt | MMDiT | Flux | Classifier | AutoencoderKL
     """The network."""
     objective: Annotated[Denoising | Hybrid | VDM | Classification | Autoencoding, tyro.conf.arg(name="")]
     """What a training step minimises."""
@@ -165,7 +168,7 @@ VOCABULARY: Mapping[str, type] = {
         *get_args(AnySolver),
         *get_args(AnyRule),
         *(Interval, B1, B2, grids.RestartInterval),
-        *(UNet, DiT, Classifier, AutoencoderKL, TextTransformer, LearnedSchedule),
+        *(UNet, DiT, PixArt, MMDiT, Flux, Classifier, AutoencoderKL, TextTransformer, LearnedSchedule),
         *(Denoising, Hybrid, VDM, Classification, Autoencoding, Adversary),
         *(optimisers.Optim, optimisers.AdamW, optimisers.Lion, optimisers.SGD),
         *(optimisers.Constant, optimisers.CosineDecay, optimisers.InverseSqrt),
