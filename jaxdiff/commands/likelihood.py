@@ -76,9 +76,8 @@ def measure(name: str, trained: Trained, num: int) -> dict[str, object]:
     source = open_validation(config.data)
     held_out = source is not None
     source = source or open_source(config.data)
-    if isinstance(
-        config.network, UNet | DiT | PixArt | MMDiT | Flux
-    ):  # the kernels of attention have no derivative along a direction
+    # The kernels of attention have no derivative along a direction.
+    if isinstance(config.network, UNet | DiT | PixArt | MMDiT | Flux):
         config = dataclasses.replace(config, network=config.network.clone(attention="plain"))
     apply, mesh = build.apply_run(config), trained.mesh
     bits_of = BOUNDS[name](noisiest(config, config.objective.path_of(trained.params)))
