@@ -17,6 +17,9 @@ from jaxdiff.core.times import Stratified
 from jaxdiff.core.types import ApplyFn, Params
 from jaxdiff.networks.apply import Perturbed, apply_fn, init_params
 from jaxdiff.networks.axes import parameter_axes
+from jaxdiff.networks.flux import Flux
+from jaxdiff.networks.mmdit import MMDiT
+from jaxdiff.networks.pixart import PixArt
 from jaxdiff.networks.unet import UNet
 from jaxdiff.objectives.autoencoder import Autoencoding
 from jaxdiff.objectives.base import Batch
@@ -199,13 +202,15 @@ def check_data(config: Config, label_names: Sequence[str]) -> None:
 
 def check_text(config: Config) -> None:
     """Refuses captions that nothing reads, or that the network does not listen to. Raises: ValueError."""
-    network = config.network if isinstance(config.network, UNet) else UNet()  # of the others none is told of texts
+    told = isinstance(config.network, UNet | PixArt | MMDiT | Flux)
+    network = config.network if isinstance(config.network, UNet) else UNet()  # no other learns to read
     if config.data.text != bool(config.text):
         raise ValueError(
             f"text {config.text!r} is not allowed with data.text = {config.data.text}: captions need both "
             "(--data.text, --text)"
         )
-    if config.data.text and not (network.text_width or network.text_pooled):
+    silent = isinstance(config.network, UNet) and not (network.text_width or network.text_pooled)
+    if config.data.text and (silent or not told):
         raise ValueError("captions are not allowed: this network is told of no texts (--no-data.text)")
     if (config.text == "words") != (network.text_encoder is not None):
         raise ValueError(

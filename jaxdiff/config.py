@@ -16,8 +16,11 @@ from jaxdiff.networks.autoencoder import AutoencoderKL
 from jaxdiff.networks.classifier import Classifier
 from jaxdiff.networks.dit import DiT
 from jaxdiff.networks.edm2 import EDM2
+from jaxdiff.networks.flux import Flux
 from jaxdiff.networks.lora import LoRA
+from jaxdiff.networks.mmdit import MMDiT
 from jaxdiff.networks.new_word import NewWord
+from jaxdiff.networks.pixart import PixArt
 from jaxdiff.networks.schedule import LearnedSchedule
 from jaxdiff.networks.text_transformer import TextTransformer
 from jaxdiff.networks.unet import UNet
@@ -94,7 +97,7 @@ class Config:
 
     data: Data
     """What is learned from."""
-    network: UNet | DiT | Classifier | EDM2 | AutoencoderKL
+    network: UNet | DiT | PixArt | MMDiT | Flux | EDM2 | Classifier | AutoencoderKL
     """The network."""
     objective: Annotated[Denoising | Hybrid | VDM | Classification | Autoencoding, tyro.conf.arg(name="")]
     """What a training step minimises."""
@@ -184,7 +187,7 @@ VOCABULARY: Mapping[str, type] = {
         *get_args(AnyRule),
         *(Interval, B1, B2, grids.RestartInterval),
         *(LoRA, NewWord),
-        *(UNet, DiT, Classifier, EDM2, AutoencoderKL, TextTransformer, LearnedSchedule),
+        *(UNet, DiT, PixArt, MMDiT, Flux, EDM2, Classifier, AutoencoderKL, TextTransformer, LearnedSchedule),
         *(Denoising, Hybrid, VDM, Classification, Autoencoding, Adversary),
         *(optimisers.Optim, optimisers.AdamW, optimisers.Lion, optimisers.SGD),
         *(optimisers.Constant, optimisers.CosineDecay, optimisers.InverseSqrt),

@@ -107,6 +107,11 @@ def check_sampling(config: Config, guides: Guides = Guides()) -> None:
     for other in (guides.weaker, guides.classifier):
         if other is not None and image_shape(other) != image_shape(config):
             raise ValueError(f"a guide for images {image_shape(other)} cannot guide images {image_shape(config)}")
+    if config.sampling.pag_scale and not isinstance(config.network, UNet | DiT):
+        raise ValueError(
+            f"pag_scale = {config.sampling.pag_scale} is not allowed with {type(config.network).__name__}: "
+            "only UNet and DiT can do without some of their attention (--pag-scale 0)"
+        )
     plain = config.solver == DDIM() and config.sampling.threshold == "none"
     if isinstance(config.sampling.guidance, CFGPlusPlus) and not plain:
         raise ValueError("guidance cfgpp is not allowed here: it needs --solver ddim and --threshold none")

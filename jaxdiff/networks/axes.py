@@ -23,14 +23,20 @@ MESH_AXES: dict[str | None, tuple[str, ...]] = {
 MULTIHEADS = ("self_attention", "cross_attention")
 """Names of the modules `MultiHead` in a block."""
 
+STACKS = ("blocks", "dual_blocks", "last_blocks", "single_blocks")
+"""Names of stacks of blocks, whose parameters have another axis in front."""
+
+STREAMS = ("", "text_", "dual_")
+"""Before the names of layers in a block of two streams: of the image, of the text, of a second attention."""
+
 PARAMETER_AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
     # The blocks of transformers: of DiT, and of the U-Net and others with attention by `MultiHead`.
-    ("blocks", "qkv", "kernel"): (None, None, "heads", None),
-    ("blocks", "qkv", "bias"): (None, "heads", None),
-    ("blocks", "out", "kernel"): ("hidden", None),
-    ("blocks", "mlp_0", "kernel"): (None, "hidden"),
-    ("blocks", "mlp_0", "bias"): ("hidden",),
-    ("blocks", "mlp_1", "kernel"): ("hidden", None),
+    **{("blocks", f"{stream}qkv", "kernel"): (None, None, "heads", None) for stream in STREAMS},
+    **{("blocks", f"{stream}qkv", "bias"): (None, "heads", None) for stream in STREAMS},
+    **{("blocks", f"{stream}out", "kernel"): ("hidden", None) for stream in STREAMS},
+    **{("blocks", f"{stream}mlp_0", "kernel"): (None, "hidden") for stream in STREAMS},
+    **{("blocks", f"{stream}mlp_0", "bias"): ("hidden",) for stream in STREAMS},
+    **{("blocks", f"{stream}mlp_1", "kernel"): ("hidden", None) for stream in STREAMS},
     **{(attention, name, "kernel"): (None, "heads") for attention in MULTIHEADS for name in "qkv"},
     **{(attention, name, "bias"): ("heads",) for attention in MULTIHEADS for name in "qkv"},
     **{(attention, "out", "kernel"): ("heads", None) for attention in MULTIHEADS},
@@ -46,12 +52,13 @@ PARAMETER_AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
 }
 """Parameters with named axes, by the end of their path: of two matrices the first by columns, the second by rows.
 
-Those below "blocks" have another axis in front, that of the stack.
+Those below "blocks", which stands for all `STACKS`, have another axis in front, that of the stack.
 """
 
 
 def parameter_axes(path: Sequence[str], ndim: int) -> tuple[str | None, ...]:
     """The logical axes of the parameter at `path`, or of its average or moment, whose paths end alike."""
+    path = ["blocks" if name in STACKS else name for name in path]
     stack = ("layer",) if "blocks" in path and ndim else ()
     for end, axes in PARAMETER_AXES.items():
         if tuple(path[-len(end) :]) == end and len(stack) + len(axes) == ndim:

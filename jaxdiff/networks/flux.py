@@ -78,6 +78,8 @@ class Flux(nn.Module):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters, norm statistics, softmax and output are float32."""
 
+    num_classes = 0
+
     @nn.compact
     def __call__(
         self,
