@@ -41,14 +41,14 @@ def init_autoencoder(config: Config, key: Key[Array, ""]) -> Params:
     return params
 
 
-def players(config: Config) -> Players:
-    """The networks of the run as functions of its parameters.
+def players(config: Config, perceptual: bool = True) -> Players:
+    """The networks of the run as functions of its parameters; with or without its perceptual distance.
 
     Raises: ValueError or FileNotFoundError where the perceptual distance has no weights (--lpips).
     """
     network, objective = _parts(config)
     judge = discriminator(objective.adversary)
-    distance = find_lpips(objective.lpips) if objective.lpips and objective.perceptual else None
+    distance = find_lpips(objective.lpips) if perceptual and objective.lpips and objective.perceptual else None
 
     def on(module: AutoencoderKL | PatchDiscriminator, name: str, method: str) -> Callable:
         return lambda params, x: module.apply({"params": params[name]}, x, method=method)

@@ -1,6 +1,5 @@
 """From a config to functions: the network's `ApplyFn`, the loss, what is validated."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +20,6 @@ from jaxdiff.networks.flux import Flux
 from jaxdiff.networks.mmdit import MMDiT
 from jaxdiff.networks.pixart import PixArt
 from jaxdiff.networks.unet import UNet
-from jaxdiff.objectives.autoencoder import Autoencoding
 from jaxdiff.objectives.base import Batch
 from jaxdiff.objectives.vdm import VDM
 from jaxdiff.training.optim import optimizer
@@ -129,10 +127,9 @@ def losses_fn(config: Config) -> Losses:
 
     Of an autoencoder it is the PSNR of each picture, in decibel, at any time.
     """
-    if autoencoders.is_autoencoder(config):
-        return psnr_fn(config)
     objective: Any = config.objective
-    apply = apply_run(config)
+    rebuilds = autoencoders.is_autoencoder(config)
+    apply = autoencoders.players(config, perceptual=False) if rebuilds else apply_run(config)
 
     def losses(
         params: Params,
@@ -142,27 +139,9 @@ def losses_fn(config: Config) -> Losses:
         t: Float[Array, "b"],
     ) -> Float[Array, "b"]:
         batch = Batch(to_unit(raw["image"]), conditions(raw), row)
-        return objective.losses(apply, params, key, batch, t)
+        return objective.psnr(apply, params, batch) if rebuilds else objective.losses(apply, params, key, batch, t)
 
     return losses
-
-
-def psnr_fn(config: Config) -> Losses:
-    """(params, key, raw batch, rows, t) -> the PSNR of each picture rebuilt by the run's autoencoder, in decibel."""
-    assert isinstance(config.objective, Autoencoding)
-    objective = dataclasses.replace(config.objective, lpips="")  # nothing here asks for it
-    apply = autoencoders.players(dataclasses.replace(config, objective=objective))
-
-    def decibels(
-        params: Params,
-        key: Key[Array, ""],
-        raw: Mapping[str, Array],
-        row: Int[Array, "b"],
-        t: Float[Array, "b"],
-    ) -> Float[Array, "b"]:
-        return objective.psnr(apply, params, Batch(to_unit(raw["image"]), {}, row))
-
-    return decibels
 
 
 def validation_times(config: Config, params: Params, count: int = 10) -> tuple[Float[Array, "n"], Float[Array, "n"]]:

@@ -98,7 +98,7 @@ def is_guided(config: Config) -> bool:
 def check_sampling(config: Config, guides: Guides = Guides()) -> None:
     """Refuses what makes no sense together. Raises: ValueError."""
     check_threshold(config)
-    if is_autoencoder(config):
+    if any(is_autoencoder(c) for c in (config, *guides) if c is not None):
         raise ValueError(NO_DIFFUSION)
     if isinstance(config.network, Classifier):
         raise ValueError("this run trained a classifier, which makes no images: name it with --classifier")

@@ -14,6 +14,7 @@ from jaxdiff.config import to_json
 from jaxdiff.core.types import Cond, Denoise, Params, Path
 from jaxdiff.data import open_source, open_validation, validation_batches
 from jaxdiff.networks.dit import DiT
+from jaxdiff.networks.edm2 import EDM2
 from jaxdiff.networks.flux import Flux
 from jaxdiff.networks.mmdit import MMDiT
 from jaxdiff.networks.pixart import PixArt
@@ -77,7 +78,7 @@ def measure(name: str, trained: Trained, num: int) -> dict[str, object]:
     held_out = source is not None
     source = source or open_source(config.data)
     # The kernels of attention have no derivative along a direction.
-    if isinstance(config.network, UNet | DiT | PixArt | MMDiT | Flux):
+    if isinstance(config.network, UNet | DiT | PixArt | MMDiT | Flux | EDM2):
         config = dataclasses.replace(config, network=config.network.clone(attention="plain"))
     apply, mesh = build.apply_run(config), trained.mesh
     bits_of = BOUNDS[name](noisiest(config, config.objective.path_of(trained.params)))

@@ -122,14 +122,6 @@ class Autoencoding:
         said = {"discriminator": loss, "real": jnp.mean(real), "fake": jnp.mean(fake)}
         return begun * (loss - self.adversary.weight * believed), said
 
-    def losses(
-        self, apply: Players, params: Params, key: Key[Array, ""], batch: Batch, t: Float[Array, "b"]
-    ) -> Float[Array, "b"]:
-        """The autoencoder's loss of each picture without the game, rebuilt from its mean latents; `key` and `t`, which
-        other objectives need, are not used."""
-        found = apply.encode(params, batch.x0)
-        return self._own(apply, found, batch.x0, apply.decode(params, found.mean))[0]
-
     def psnr(self, apply: Players, params: Params, batch: Batch) -> Float[Array, "b"]:
         """``10 log10(4 / mean squared error)`` in decibel of each picture rebuilt from its mean latents, in [-1, 1]."""
         rebuilt = jnp.clip(apply.decode(params, apply.encode(params, batch.x0).mean), -1, 1)

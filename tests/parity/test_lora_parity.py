@@ -11,6 +11,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra parity")
 diffusers = pytest.importorskip("diffusers", reason="needs the extra parity")
 
+from small_unets import SD1, SDXL  # noqa: E402
+
 from jaxdiff.networks import lora as low_rank  # noqa: E402
 from jaxdiff.networks.flux import packed  # noqa: E402
 from jaxdiff.pretrained import flux, lora, mmdit, safetensors, unet  # noqa: E402
@@ -24,26 +26,6 @@ SIZE = np.array([[64, 48, 0, 3, 64, 64], [512, 768, 10, 0, 1024, 1024]], np.floa
 TIME = np.array([7.0, 803.0], np.float32)
 X = RNG.standard_normal((2, 8, 8, 4)).astype(np.float32)
 
-SD1 = {
-    "sample_size": 8,
-    "block_out_channels": [32, 64],
-    "layers_per_block": 1,
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    "cross_attention_dim": 12,
-    "norm_num_groups": 8,
-    "attention_head_dim": 4,
-}
-SDXL = SD1 | {
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-    "transformer_layers_per_block": [1, 2],
-    "use_linear_projection": True,
-    "attention_head_dim": [2, 4],
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 8,
-    "projection_class_embeddings_input_dim": 10 + 6 * 8,
-}
 SD3 = {
     "sample_size": 8, "patch_size": 2, "in_channels": 4, "num_layers": 3, "attention_head_dim": 16,
     "num_attention_heads": 2, "joint_attention_dim": 12, "caption_projection_dim": 32, "pooled_projection_dim": 10,
@@ -96,8 +78,7 @@ def opened(name):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    extra = {"_class_name": cls.__name__} if family is unet else {}
-    return model, family, config_of(extra | dict(model.config) if family is not unet else extra | config), ask
+    return model, family, config_of(config if family is unet else dict(model.config)), ask
 
 
 def arrays_of(model):
@@ -106,8 +87,8 @@ def arrays_of(model):
 
 def layers_of(model):
     """Every dense layer and convolution, with its weight's shape."""
-    kinds = (torch.nn.Linear, torch.nn.Conv2d)
-    return {name: tuple(m.weight.shape) for name, m in model.named_modules() if isinstance(m, kinds)}
+    found = model.named_modules()
+    return {name: tuple(m.weight.shape) for name, m in found if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)}
 
 
 def random_pairs(layers, seed=1):

@@ -11,6 +11,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra parity")
 diffusers = pytest.importorskip("diffusers", reason="needs the extra parity")
 
+from small_unets import SD1, SDXL  # noqa: E402
+
 from jaxdiff.pretrained import exchange  # noqa: E402
 from jaxdiff.pretrained.unet import dump, load, unet_shapes  # noqa: E402
 from jaxdiff.pretrained.unet_config import unet_config, unet_json  # noqa: E402
@@ -19,31 +21,10 @@ from jaxdiff.pretrained.unet_names import diffusers_names, original_names  # noq
 quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 CLASSES = {"UNet2DModel": diffusers.UNet2DModel, "UNet2DConditionModel": diffusers.UNet2DConditionModel}
 
-SMALL_TEXT = {
-    "_class_name": "UNet2DConditionModel",
-    "sample_size": 8,
-    "block_out_channels": [32, 64],
-    "layers_per_block": 1,
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    "cross_attention_dim": 12,
-    "norm_num_groups": 8,
-    "attention_head_dim": 4,
-}
 SMALL = {
-    "sd1": SMALL_TEXT,
-    "sd2": SMALL_TEXT | {"use_linear_projection": True, "attention_head_dim": [2, 4], "upcast_attention": True},
-    "sdxl": SMALL_TEXT
-    | {
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-        "transformer_layers_per_block": [1, 2],
-        "use_linear_projection": True,
-        "attention_head_dim": [2, 4],
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": 10 + 6 * 8,
-    },
+    "sd1": SD1,
+    "sd2": SD1 | {"use_linear_projection": True, "attention_head_dim": [2, 4], "upcast_attention": True},
+    "sdxl": SDXL,
     "ddpm": {
         "_class_name": "UNet2DModel",
         "sample_size": 8,
@@ -264,7 +245,7 @@ def test_the_original_names_are_numbered_in_a_row():
 )
 def test_configs_that_cannot_be_honoured(change, message):
     with pytest.raises(ValueError, match=message):
-        unet_config(SMALL_TEXT | change)
+        unet_config(SD1 | change)
 
 
 def test_weights_of_another_network_are_named():
