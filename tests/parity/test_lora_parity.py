@@ -87,8 +87,8 @@ def arrays_of(model):
 
 def layers_of(model):
     """Every dense layer and convolution, with its weight's shape."""
-    found = model.named_modules()
-    return {name: tuple(m.weight.shape) for name, m in found if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)}
+    layers = torch.nn.Linear | torch.nn.Conv2d
+    return {name: tuple(m.weight.shape) for name, m in model.named_modules() if isinstance(m, layers)}
 
 
 def random_pairs(layers, seed=1):
@@ -139,9 +139,8 @@ def peft_names(pairs, prefix=""):
 
 def kohya_names(pairs, alpha=ALPHA):
     flat = {name.replace(".", "_"): pair for name, pair in pairs.items()}
-    arrays = {
-        f"lora_unet_{n}.lora_{w}.weight": a for n, p in flat.items() for w, a in zip(("down", "up"), p, strict=True)
-    }
+    ways = ("down", "up")
+    arrays = {f"lora_unet_{n}.lora_{w}.weight": a for n, p in flat.items() for w, a in zip(ways, p, strict=True)}
     return arrays | {f"lora_unet_{name}.alpha": np.float32(alpha) for name in flat}
 
 
