@@ -1,11 +1,16 @@
-"""A trained model as a folder of two files, without optimiser or history: what ships with the package and is handed on.
+"""A trained model as a folder, without optimiser or history: what ships with the package and is handed on.
 
 model.safetensors    the parameters, one average of them, by the names of their modules joined by dots
 config.json          the run's config, and what else its record holds: names of classes, tokenizer, some captions
+
+What a config names that lies in the folder itself, such as the codec `kl=codec`, is found wherever the folder is.
 """
 
 import dataclasses
 import json
+import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Literal, NamedTuple
 
@@ -64,6 +69,7 @@ def read_model(folder: epath.PathLike) -> Checkpoint:
         raise ValueError(f"{folder} has {WEIGHTS}, but no {CONFIG} that jaxdiff wrote beside it")
     config = from_json(record["config"])
     assert isinstance(config, Config)
+    config = dataclasses.replace(config, codec=_found(config.codec, folder), text=_found(config.text, folder))
     params: Params = {}
     for name, array in safetensors.read(Path(folder / WEIGHTS)).items():
         *modules, leaf = name.split(".")
@@ -75,21 +81,45 @@ def read_model(folder: epath.PathLike) -> Checkpoint:
     return Checkpoint(config, names, record["step"], params, record.get("tokenizer", ""), captions)
 
 
-def write_model(folder: epath.PathLike, model: Checkpoint, dtype: Dtype = "float32") -> None:
-    """Writes the model; `dtype` is that of the file.
+def write_model(
+    folder: epath.PathLike, model: Checkpoint, dtype: Dtype = "float32", files: Mapping[str, Path] | None = None
+) -> None:
+    """Writes the model, whole or, if that fails or the process is killed, not at all; `dtype` is that of the file.
 
-    Of the data's place only the last part of the path is kept. Raises: ValueError where the folder holds something.
+    Of the data's place only the last part of the path is kept. `files` are copied beside the model, each to the place
+    in the folder that is its key. Raises: ValueError where the folder holds something.
     """
-    folder = epath.Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty: name a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    data = dataclasses.replace(model.config.data, source=PurePath(model.config.data.source).name)
-    record = {"config": to_json(dataclasses.replace(model.config, data=data)), "step": model.step}
+    final = Path(folder)
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise ValueError(f"{final} is not empty: name a new folder")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    part = final.parent / f".{final.name}.part-{os.getpid()}"
+    try:
+        part.mkdir()
+        for place, source in (files or {}).items():
+            (part / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, part / place)
+        _write(part, model, dtype)
+        part.replace(final)  # over an empty folder too
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write(folder: Path, model: Checkpoint, dtype: Dtype) -> None:
+    config, source = model.config, PurePath(model.config.data.source).name
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))
+    record = {"config": to_json(config), "step": model.step}
     record |= {"label_names": list(model.label_names), "captions": list(model.captions), "tokenizer": model.tokenizer}
     arrays = {
         ".".join(str(key.key) for key in path): np.asarray(jnp.asarray(leaf, jnp.dtype(dtype)))
         for path, leaf in jax.tree_util.tree_flatten_with_path(model.params)[0]
     }
-    safetensors.write(Path(folder / WEIGHTS), arrays)
-    write_json(folder / CONFIG, {"jaxdiff": jaxdiff.__version__} | record)
+    safetensors.write(folder / WEIGHTS, arrays)
+    write_json(epath.Path(folder / CONFIG), {"jaxdiff": jaxdiff.__version__} | record)
+
+
+def _found(spec: str, folder: epath.Path) -> str:
+    """NAME=PLACE with the place in the folder, where the folder has it."""
+    name, equals, place = spec.partition("=")
+    inside = equals and place and not PurePath(place).is_absolute() and (folder / place).exists()
+    return f"{name}={folder / place}" if inside else spec

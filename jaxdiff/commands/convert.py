@@ -1,0 +1,79 @@
+"""Turn a published model into a folder that sample.py takes: jaxdiff convert SRC DIR.
+
+SRC is an original file of improved-diffusion, guided-diffusion (ADM), DiT, SiT, EDM, EDM2 or score SDE. docs/convert.md
+lists what is read, and what is refused.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import tyro
+
+from jaxdiff import cli
+from jaxdiff.models import Checkpoint, Dtype, write_model
+from jaxdiff.originals import config_of, open_original
+from jaxdiff.pretrained.adm import Ways
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Convert a model from its publisher's layout."""
+
+    src: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
+    """The published file."""
+    dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    """The folder to write; it must be new or empty."""
+    dtype: Dtype = "float32"
+    """Of the numbers that are written."""
+    sit: bool = False
+    """The file, which has the names of DiT, is SiT's."""
+    heads: int | None = None
+    """Attention heads of a U-Net of improved- or guided-diffusion that is none of the published ones, as the file does
+    not say; this and the next five are read together, where any of them is given."""
+    head_channels: int | None = None
+    """Or the channels of a head."""
+    heads_first: bool = True
+    """Its attention's outputs are sorted by head first; not so with the program's --use_new_attention_order."""
+    cosine: bool = False
+    """It was trained on the cosine schedule."""
+    chain: int = 1000
+    """Steps of its chain."""
+    rescaled: bool = False
+    """It is told the time in thousandths of the chain."""
+    size: int | None = None
+    """Side of its images; of score SDE's as well, 32 by default."""
+
+    @property
+    def ways(self) -> Ways | None:
+        """What the flags say of a file that does not tell; None where they say nothing."""
+        plain = (None, None, True, False, 1000, False, None)
+        said = (self.heads, self.head_channels, self.heads_first, self.cosine, self.chain, self.rescaled, self.size)
+        if said == plain:
+            return None
+        for name, value in (("heads", self.heads), ("head_channels", self.head_channels), ("size", self.size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} = {value} is not allowed: at least 1 (--{name.replace('_', '-')})")
+        rest = (self.heads_first, self.cosine, self.chain, self.rescaled, self.size or Ways().size)
+        return Ways(self.heads or 1, self.head_channels or 0, *rest)
+
+
+def read_original(command: Command) -> Checkpoint:
+    """The model of an original file, its classes named by their numbers."""
+    original = open_original(command.src, command.ways, command.sit)
+    names = tuple(map(str, range(original.network.num_classes)))
+    return Checkpoint(config_of(original), names, 0, {"network": original.params}, "", ())
+
+
+def main(args: Sequence[str]) -> None:
+    """Writes the folder that the flags ask for."""
+    with cli.user_errors():
+        command = cli.parse(Command, "jaxdiff convert", args, description=__doc__ or "")
+        if not command.src.exists():
+            raise FileNotFoundError(f"there is no {command.src} (SRC)")
+        model = read_original(command)
+        write_model(command.dir, model, command.dtype)
+        count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+        print(f"{type(model.config.network).__name__} of {count:,} parameters in {command.dir}")
