@@ -10,7 +10,7 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
-from jaxdiff.core import grids, paths, predictions, times, weights
+from jaxdiff.core import betas, grids, paths, predictions, times, weights
 from jaxdiff.data import Data, Latents
 from jaxdiff.networks.autoencoder import AutoencoderKL
 from jaxdiff.networks.classifier import Classifier
@@ -177,7 +177,7 @@ VOCABULARY: Mapping[str, type] = {
     cls.__name__: cls
     for cls in (
         *get_args(paths.FixedPath),
-        *get_args(paths.AnyBetas),
+        *get_args(betas.AnyBetas),
         *get_args(predictions.AnyPrediction),
         *get_args(predictions.Feed),
         *get_args(times.AnyTimeLaw),

@@ -63,6 +63,8 @@ GRIDS: Mapping[str, grids.AnyGrid] = {
     "karras": grids.Karras(),
     "trailing": grids.Trailing(),
     "leading": grids.Leading(),
+    "linspace": grids.Linspace(),
+    "spread": grids.Spread(),
     "ays": grids.AlignYourSteps(),
     "restarts": grids.Restarts(),
 }

@@ -223,7 +223,8 @@ def open_trained(workdir: epath.PathLike, settings: Settings, most_steps: int = 
     prompts = prompts_of(settings, own.captions, reader)
     path = config.objective.path_of(own.params)
     levels = levels_of(config, path)
-    if most_steps > config.sampling.steps and settings.grid != "optimised":
+    ends_clean = float(levels.sigma[-1]) == 0  # a padded grid always does
+    if most_steps > config.sampling.steps and settings.grid != "optimised" and ends_clean:
         longest = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, steps=most_steps))
         levels = pad(levels, levels_of(longest, path).alpha.shape[0] - 1)
     weights = Weights(own.params, weaker.params if weaker else None, classifier.params if classifier else None)

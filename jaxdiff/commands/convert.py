@@ -1,21 +1,25 @@
-"""Turn a published model into a folder that sample.py takes: jaxdiff convert SRC DIR.
+"""Turn a published model into a folder that sample.py takes: jaxdiff convert SRC DIR [--to diffusers].
 
-SRC is an original file of improved-diffusion, guided-diffusion (ADM), DiT, SiT, EDM, EDM2 or score SDE. docs/convert.md
-lists what is read, and what is refused.
+SRC is the folder of a pipeline of diffusers, with its model_index.json, or an original file of improved-diffusion,
+guided-diffusion (ADM), DiT, SiT, EDM, EDM2 or score SDE. With --to diffusers it is a run or a model of ours, and DIR
+becomes such a folder. docs/convert.md lists what is read, and what is refused.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import tyro
 
 from jaxdiff import cli
-from jaxdiff.models import Checkpoint, Dtype, write_model
+from jaxdiff.exports import export
+from jaxdiff.models import Checkpoint, Dtype, find_model, write_model
 from jaxdiff.originals import config_of, open_original
+from jaxdiff.pipelines import Pipeline, is_pipeline, read_pipeline
 from jaxdiff.pretrained.adm import Ways
+from jaxdiff.trained import read_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +27,15 @@ class Command:
     """Convert a model from its publisher's layout."""
 
     src: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    """The published file."""
+    """The published folder or file; with --to, a run's folder, or a model's."""
     dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """The folder to write; it must be new or empty."""
+    to: Literal["jaxdiff", "diffusers"] = "jaxdiff"
+    """Whose layout is written."""
+    ema: str | None = None
+    """Of a run that is written for diffusers: which average, as in sample.py (by default the first)."""
+    step: int | None = None
+    """And the step of its checkpoint (by default the last)."""
     dtype: Dtype = "float32"
     """Of the numbers that are written."""
     sit: bool = False
@@ -71,9 +81,22 @@ def main(args: Sequence[str]) -> None:
     """Writes the folder that the flags ask for."""
     with cli.user_errors():
         command = cli.parse(Command, "jaxdiff convert", args, description=__doc__ or "")
-        if not command.src.exists():
-            raise FileNotFoundError(f"there is no {command.src} (SRC)")
-        model = read_original(command)
-        write_model(command.dir, model, command.dtype)
+        if command.to == "diffusers":
+            model = read_checkpoint(command.src, command.step, command.ema)
+            if note := export(model, Path(find_model(command.src) or command.src), command.dir):
+                print(note)
+        else:
+            model = convert(command)
         count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
         print(f"{type(model.config.network).__name__} of {count:,} parameters in {command.dir}")
+
+
+def convert(command: Command) -> Checkpoint:
+    """Writes a published model as one of ours."""
+    if not command.src.exists():
+        raise FileNotFoundError(f"there is no {command.src} (SRC)")
+    if command.src.is_dir() and not is_pipeline(command.src):
+        raise ValueError(f"{command.src} has no model_index.json: name a pipeline's folder, or an original file (SRC)")
+    found = read_pipeline(command.src) if command.src.is_dir() else Pipeline(read_original(command), {})
+    write_model(command.dir, found.model, command.dtype, found.files)
+    return found.model

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdiff.core.chain_grids import Leading, Linspace, Trailing
 from jaxdiff.core.grid_tables import AlignYourSteps, Table
 from jaxdiff.core.levels import (
     check_high,
@@ -124,42 +125,23 @@ class Karras:
         return from_ratios(path, jnp.asarray(ratio, jnp.float32))
 
 
-def _check_chain(num_steps: int, length: int) -> None:
-    check_steps(num_steps)
-    if num_steps > length:
-        raise ValueError(f"num_steps = {num_steps} is not allowed on a chain of {length}: 1 to {length} (--steps)")
-
-
 @dataclasses.dataclass(frozen=True)
-class Trailing:
-    """Every (N/n)-th step of a chain of N, counted from the noisy end, which is always visited.
+class Spread:
+    """Times evenly spaced from start * t_max to end * t_max, both visited, then clean."""
 
-    Source: arXiv:2305.08891, Table 2.
-    """
+    start: float = 1.0
+    """The first time, as a fraction of t_max, in (0, 1]."""
+    end: float = 1e-3
+    """The last time before the clean level, as a fraction of t_max, above 0."""
 
-    length: int = 1000
-    """N: the number of equal steps that t in [0, t_max] is divided into."""
+    def __post_init__(self) -> None:
+        _check_start(self.start)
+        if not 0 < self.end < self.start:
+            raise ValueError(f"end = {self.end} must lie between 0 and start = {self.start} (--grid.end)")
 
     def __call__(self, path: Path, num_steps: int) -> Level:
-        _check_chain(num_steps, self.length)
-        step = np.round(self.length - np.arange(num_steps) * (self.length / num_steps))
-        return _at(path, step / self.length)
-
-
-@dataclasses.dataclass(frozen=True)
-class Leading:
-    """Steps 1, 1 + c, 1 + 2c ... of a chain of N with c = floor(N/n), visited from the noisiest.
-
-    Source: arXiv:2010.02502, App. D.2; arXiv:2305.08891, Table 2.
-    """
-
-    length: int = 1000
-    """N: the number of equal steps that t in [0, t_max] is divided into."""
-
-    def __call__(self, path: Path, num_steps: int) -> Level:
-        _check_chain(num_steps, self.length)
-        step = np.arange(num_steps)[::-1] * (self.length // num_steps) + 1
-        return _at(path, step / self.length)
+        check_steps(num_steps)
+        return _at(path, self.start + (self.end - self.start) * ramp(num_steps))
 
 
 def pad(levels: Level, num_steps: int) -> Level:
@@ -173,7 +155,9 @@ def pad(levels: Level, num_steps: int) -> Level:
     return Level(jnp.append(levels.alpha, jnp.ones(extra)), jnp.append(levels.sigma, jnp.zeros(extra)))
 
 
-PlainGrid = UniformT | Polynomial | UniformLogSNR | Karras | Trailing | Leading | Table | AlignYourSteps
+PlainGrid = (
+    UniformT | Polynomial | UniformLogSNR | Karras | Spread | Trailing | Leading | Linspace | Table | AlignYourSteps
+)
 """The grids that fall all the way."""
 
 

@@ -5,13 +5,14 @@ Coefficients are formed so that neither end cancels: 1 - alpha**2 through expm1,
 
 import dataclasses
 import math
-from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxdiff.core.betas import AnyBetas, LinearBetas
+from jaxdiff.core.betas import CosineBetas as CosineBetas  # for those who take it from here
 from jaxdiff.core.types import Level, Path
 
 Time = Float[Array, "*b"]
@@ -60,44 +61,6 @@ class LinearVP:
         return 2 * neg_log / (self.beta_min + root)
 
 
-@runtime_checkable
-class Betas(Protocol):
-    """num_steps -> the variances beta_1 ... beta_N of the forward steps, float64."""
-
-    def __call__(self, num_steps: int) -> np.ndarray: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class LinearBetas:
-    """DDPM's linear variances, stretched to other lengths by 1000/N.
-
-    Fewer than 21 steps are refused: betas would reach 1. Source: arXiv:2006.11239, Sec. 4.
-    """
-
-    first: float = 1e-4
-    """beta_1 at 1000 steps."""
-    last: float = 0.02
-    """beta_N at 1000 steps."""
-
-    def __call__(self, num_steps: int) -> np.ndarray:
-        return np.linspace(self.last, self.first, num_steps)[::-1] * (1000 / num_steps)
-
-
-@dataclasses.dataclass(frozen=True)
-class CosineBetas:
-    """iDDPM's cosine schedule. Source: arXiv:2102.09672, Eq. 17."""
-
-    offset: float = 0.008
-    """The paper's s."""
-    largest: float = 0.999
-    """Betas are clipped at this."""
-
-    def __call__(self, num_steps: int) -> np.ndarray:
-        t = np.arange(num_steps + 1) / num_steps
-        alpha_bar = np.cos((t + self.offset) / (1 + self.offset) * np.pi / 2) ** 2
-        return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], self.largest)
-
-
 @dataclasses.dataclass(frozen=True)
 class DiscreteVP:
     """A DDPM chain of N steps: t = k is the paper's step k in {1 ... N} and t = 0 is clean.
@@ -108,7 +71,7 @@ class DiscreteVP:
 
     num_steps: int = 1000
     """N."""
-    betas: LinearBetas | CosineBetas = LinearBetas()
+    betas: AnyBetas = LinearBetas()
     """The variances of the forward steps."""
 
     def __post_init__(self) -> None:
@@ -293,6 +256,3 @@ def logsnr_rate(path: Path, level: Level) -> Time:
 
 FixedPath = LinearVP | DiscreteVP | Cosine | Sigmoid | GeometricVE | Sigma | Linear
 """The schedules that a config may hold."""
-
-AnyBetas = LinearBetas | CosineBetas
-"""The variances that a `DiscreteVP` may have."""

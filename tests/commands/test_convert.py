@@ -36,7 +36,8 @@ def original(tmp_path_factory):
     params = jax.tree.map(
         lambda leaf: jnp.asarray(0.05 * rng.standard_normal(leaf.shape), jnp.float32), unet_shapes(network, 3)
     )
-    params["label"]["embedding"] = params["label"]["embedding"].at[-1].set(0.0)
+    (labels,) = (layers["label"] for layers in params.values() if "label" in layers)
+    labels["embedding"] = labels["embedding"].at[-1].set(0.0)  # no label
     file = tmp_path_factory.mktemp("original") / "model.safetensors"
     safetensors.write(file, adm.dump(params, network, heads_first=False))
     return file, params
@@ -57,9 +58,9 @@ def test_an_original_file_becomes_a_model_that_is_sampled(original, tmp_path):
     model = read_model(tmp_path / "model")
     jax.tree.map(np.testing.assert_array_equal, dict(model.params["network"]), dict(params))
     assert model.label_names == ("0", "1", "2") and model.config.objective.path.num_steps == 100
-    trained = open_trained(tmp_path / "model", Settings(batch_size=2, steps=3, label="1"))
-    images = trained.images(np.arange(2, dtype=np.int32))
-    assert images.shape == (2, 8, 8, 3) and np.ptp(images[0]) > 20 and trained.label == 1
+    trained = open_trained(tmp_path / "model", Settings(batch_size=8, steps=3, label="1"))
+    images = trained.images(np.arange(8, dtype=np.int32))
+    assert images.shape == (8, 8, 8, 3) and np.ptp(images[0]) > 20 and trained.label == 1
 
 
 def test_the_numbers_may_be_halved(original, tmp_path):

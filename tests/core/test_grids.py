@@ -13,9 +13,11 @@ from jaxdiff.core.grid_tables import AlignYourSteps, Table
 from jaxdiff.core.grids import (
     Karras,
     Leading,
+    Linspace,
     Polynomial,
     RestartInterval,
     Restarts,
+    Spread,
     Trailing,
     UniformLogSNR,
     UniformT,
@@ -266,3 +268,20 @@ def test_errors_are_one_line_and_name_the_flag(make, flag):
     with pytest.raises(ValueError) as error:
         make()
     assert flag in str(error.value) and "\n" not in str(error.value)
+
+
+def test_visited_steps_of_published_schedulers():
+    """Leading with Stable Diffusion's offset, DPM-Solver's one step more, and grids that end at step 1."""
+    np.testing.assert_array_equal(times_of(Leading(offset=1), 4), [752, 502, 252, 2])
+    np.testing.assert_array_equal(times_of(Leading(offset=1, extra=1), 4), [802, 602, 402, 202])
+    np.testing.assert_array_equal(times_of(Linspace(), 4), [1000, 667, 334, 1])
+    np.testing.assert_array_equal(times_of(Linspace(extra=1), 4), [1000, 750, 500, 251])
+    np.testing.assert_allclose(times_of(Linspace(rounded=False), 3), [1000, 500.5, 1])
+    np.testing.assert_allclose(times_of(Spread(1.0, 0.1), 4, t_max=1.0), [1, 0.7, 0.4, 0.1], rtol=1e-6)
+    path = DiscreteVP()
+    for grid in Leading(last=1), Trailing(last=1), Linspace(last=1):
+        levels = grid(path, 5)
+        assert levels.sigma.shape == (6,) and levels.sigma[-1] == path(jnp.float32(1)).sigma
+    for wrong in functools.partial(Leading(offset=1), path, 1000), functools.partial(Linspace(extra=2), path, 5):
+        with pytest.raises(ValueError, match="--grid"):
+            wrong()

@@ -1,0 +1,53 @@
+"""Folders as diffusers saves them: a part's config.json and its weights, in one file or in several."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from jaxdiff.pretrained.pickles import refusing
+from jaxdiff.pretrained.weights import read_weights
+
+WEIGHTS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.bin",
+)
+"""What diffusers calls the weights, the best first."""
+
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+"""What says which file of several holds a tensor."""
+
+
+def read_json(path: Path) -> Mapping[str, object]:
+    """The object in a JSON file. Raises FileNotFoundError, and ValueError of one line for anything else."""
+    with refusing(path):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("holds no object")
+    return cast(Mapping[str, object], found)
+
+
+def weights_file(folder: Path) -> Path:
+    """The file of the weights, or the index of several. Raises FileNotFoundError where there is none."""
+    for name in (WEIGHTS[0], INDEX, *WEIGHTS[1:]):
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"there is no weights file {folder / WEIGHTS[0]}")
+
+
+def weights_in(folder: Path) -> dict[str, np.ndarray]:
+    """The tensors of a part by name. Raises as `read_weights` and `weights_file`."""
+    file = weights_file(folder)
+    if file.name != INDEX:
+        return read_weights(file)
+    places = read_json(file).get("weight_map")
+    with refusing(file):
+        if not isinstance(places, dict) or not all(Path(str(name)).name == name for name in places.values()):
+            raise ValueError("weight_map is not allowed: names of tensors with the file beside it that holds each")
+    arrays: dict[str, np.ndarray] = {}
+    for name in sorted(set(cast(dict[str, str], places).values())):
+        arrays |= read_weights(folder / name)
+    return arrays
