@@ -65,7 +65,7 @@ class ScaledLinearBetas:
 
 @dataclasses.dataclass(frozen=True)
 class ZeroTerminal:
-    """Other variances, moved so that next to nothing of the picture is left at the end: alpha_bar_N = 2**-24.
+    """Other variances, moved so that next to nothing of the picture is left at the end: alpha_bar_N <= 2**-24.
 
     sqrt(alpha_bar) is shifted and stretched so that its first value stays and its last would be 0, where a prediction
     of the noise tells nothing. Source: arXiv:2305.08891, Alg. 1.
@@ -77,7 +77,7 @@ class ZeroTerminal:
     def __call__(self, num_steps: int) -> np.ndarray:
         root = np.sqrt(np.cumprod(1 - self.betas(num_steps)))
         bar = np.square((root - root[-1]) * (root[0] / (root[0] - root[-1])))
-        bar[-1] = 2.0**-24
+        bar[-1] = min(2.0**-24, bar[-2] / 4)
         return 1 - bar / np.append(1.0, bar[:-1])
 
 

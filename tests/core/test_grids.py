@@ -53,6 +53,8 @@ GRIDS = [
     Karras(0.01, 40.0, 1.0),
     Trailing(),
     Leading(),
+    Linspace(),
+    Spread(),
     Table((30.0, 3.0, 1.0, 0.02)),
     AlignYourSteps("sdxl"),
 ]
@@ -275,7 +277,7 @@ def test_visited_steps_of_published_schedulers():
     np.testing.assert_array_equal(times_of(Leading(offset=1), 4), [752, 502, 252, 2])
     np.testing.assert_array_equal(times_of(Leading(offset=1, extra=1), 4), [802, 602, 402, 202])
     np.testing.assert_array_equal(times_of(Linspace(), 4), [1000, 667, 334, 1])
-    np.testing.assert_array_equal(times_of(Linspace(extra=1), 4), [1000, 750, 500, 251])
+    np.testing.assert_array_equal(times_of(Linspace(extra=1), 4), [1000, 750, 501, 251])
     np.testing.assert_allclose(times_of(Linspace(rounded=False), 3), [1000, 500.5, 1])
     np.testing.assert_allclose(times_of(Spread(1.0, 0.1), 4, t_max=1.0), [1, 0.7, 0.4, 0.1], rtol=1e-6)
     path = DiscreteVP()

@@ -139,7 +139,6 @@ def test_pictures_of_a_ddpm(name, tmp_path, monkeypatch):
     clips = SCHEDULERS[name]["clip_sample"]
     theirs = pipeline(batch_size=8, num_inference_steps=STEPS, use_clipped_model_output=clips, output_type="np").images
     error = off(images, theirs)
-    print("MEASURED", error)
     assert error <= 1, error
     assert_round_trip(tmp_path / "theirs", tmp_path / "ours", tmp_path, "unet")
     # Without the published JSON files the written ones make the same pictures.
@@ -188,7 +187,6 @@ def test_pictures_of_a_dit(cfg_scale, tmp_path, monkeypatch):
         class_labels=[7] * 8, guidance_scale=cfg_scale, num_inference_steps=STEPS, output_type="np"
     ).images
     error = off(images, theirs)
-    print("MEASURED", error)
     assert error <= 1, error
     if cfg_scale > 1:
         model = read_model(tmp_path / "ours")
