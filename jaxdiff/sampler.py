@@ -15,7 +15,7 @@ from jaxdiff.autoencoders import is_autoencoder
 from jaxdiff.build import apply_run, check_threshold, image_shape
 from jaxdiff.codecs import open_codec
 from jaxdiff.config import Config
-from jaxdiff.core.codec import normalised
+from jaxdiff.core.codec import normalised, tiled
 from jaxdiff.core.gaussian import check_solvable
 from jaxdiff.core.types import Cond, Denoise, Estimate, Level, Params, Path, Transform
 from jaxdiff.networks.apply import identity_attention
@@ -218,8 +218,12 @@ def sampler(config: Config, guides: Guides = Guides(), steps_too: bool = False) 
     return run
 
 
-def finish_of(config: Config) -> Callable[[Shaped[np.ndarray, "*n b h w c"]], UInt8[np.ndarray, "*n b H W C"]]:
+def finish_of(
+    config: Config, tile: int = 0
+) -> Callable[[Shaped[np.ndarray, "*n b h w c"]], UInt8[np.ndarray, "*n b H W C"]]:
     """From what the sampler returns to images: decodes latents, and leaves pixels alone.
+
+    `tile`: side of the tiles that latents are decoded in, which share a quarter; 0: whole.
 
     Raises: ValueError or FileNotFoundError where the decoder is not named or is another codec's.
     """
@@ -235,7 +239,8 @@ def finish_of(config: Config) -> Callable[[Shaped[np.ndarray, "*n b h w c"]], UI
     opened = open_codec(config.codec)
     if name == "run" and opened.sha256 != latents.sha256:
         raise ValueError(f"codec {config.codec!r} is not allowed: other weights made the latents (--codec)")
-    codec = normalised(opened.codec, latents.mean, latents.std)
+    decoder = tiled(opened.codec, tile, tile // 4, opened.factor) if tile else opened.codec
+    codec = normalised(decoder, latents.mean, latents.std)
 
     def finish(z: Shaped[np.ndarray, "*n b h w c"]) -> UInt8[np.ndarray, "*n b H W C"]:
         batches = z.reshape(-1, *z.shape[-4:])  # one batch at a time: pictures are far larger than their latents

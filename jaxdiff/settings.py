@@ -35,6 +35,8 @@ class Settings:
     codec: str | None = None
     """Of a run on latents: the codec and its decoder's weights, taef2=taef2_decoder.safetensors (by default the run's
     own)."""
+    tile: int = 0
+    """Decode latents in tiles of this many latent pixels a side, which share a quarter, to save memory; 0: whole."""
     label: str | None = None
     """Class of all images, by number or by name (by default the classes in turn)."""
     prompt: str | None = None
@@ -74,7 +76,7 @@ class Settings:
     """How the devices share out images and parameters; changes nothing else."""
 
     def __post_init__(self) -> None:
-        for name, low in {"batch_size": 1, "seed": 0, "steps": 1}.items():
+        for name, low in {"batch_size": 1, "seed": 0, "steps": 1, "tile": 0}.items():
             value = getattr(self, name)
             if value is not None and not low <= value < 2**31:
                 flag = name.replace("_", "-")

@@ -134,6 +134,7 @@ class Trained:
             "nfe": self.nfe,
             **({"codec": config.codec} if config.codec else {}),
             **({"lora": list(settings.lora)} if settings.lora else {}),
+            **({"tile": settings.tile} if settings.tile else {}),
             **self._words(),
             **{name: value for name, value in guides.items() if value is not None},
         }
@@ -233,7 +234,7 @@ def open_trained(workdir: epath.PathLike, settings: Settings, most_steps: int = 
     weights = hosts.place(weights, partition(weights, mesh, parameter_axes))
     levels = hosts.place(levels, replicated(mesh))
     run = shared_sampler(config, guides)
-    finish = finish_of(config)
+    finish = finish_of(config, settings.tile)
     return Trained(
         config, settings, own.step, label, names, reader, prompts, guides, weights, sha256, levels, run, finish
     )

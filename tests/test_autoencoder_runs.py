@@ -1,4 +1,5 @@
-"""An autoencoder from end to end, at its smallest: trained, resumed, shown, used as a codec, and not sampled."""
+"""An autoencoder from end to end, at its smallest: trained, resumed, shown, used as a codec, not sampled, and below
+a text-to-image run."""
 
 import dataclasses
 import json
@@ -11,9 +12,16 @@ import pytest
 from PIL import Image
 from tiny import run
 
+import sample
+import train
 from jaxdiff import autoencoders, build, sampler
 from jaxdiff.codecs import open_codec
+from jaxdiff.commands import precompute
+from jaxdiff.data import Data, open_source
+from jaxdiff.data.captions import caption
 from jaxdiff.presets import preset
+from jaxdiff.settings import Settings
+from jaxdiff.trained import open_trained
 from jaxdiff.training.restore import read_params
 
 VAE = [
@@ -110,3 +118,37 @@ def test_weights_that_are_not_there_are_named():
     config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, lpips="nothing.safetensors"))
     with pytest.raises(FileNotFoundError, match="--lpips"):
         autoencoders.players(config)
+
+
+LATENT = [
+    *("emoji_text_latent", "--data.size", "8", "--batch-size", "8", "--steps", "2", "--save-every", "2"),
+    *("--network.channels", "8", "--network.channel-mults", "1", "--network.transformer-depths", "1"),
+    *("--network.middle-transformer", "0", "--network.no-middle-attention", "--network.head-channels", "4"),
+    *("--network.text-width", "8", "--network.text-pooled", "8", "--network.text-encoder.width", "8"),
+    *("--network.text-encoder.heads", "2", "--network.text-encoder.depth", "1", "--network.text-encoder.vocabulary"),
+    *("300", "--sampling.steps", "2", "--optim.warmup", "0", "--log-every", "1"),
+]
+
+
+def test_text_to_image_in_its_latents(workdir, tmp_path):
+    """Captions and keywords come through the latents, and only the autoencoder that made them decodes."""
+    pictures, made = tmp_path / "pictures", tmp_path / "made"
+    pictures.mkdir()
+    lines = []
+    for i in range(8):
+        Image.fromarray(np.full((16, 16, 3), 30 * i, np.uint8)).save(pictures / f"{i}.png")
+        lines.append({"file_name": f"{i}.png", "text": f"grey {i}", "keywords": [f"shade {i}", "dull"] if i else []})
+    (pictures / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    precompute.main([str(pictures), str(made), "--codec", f"run={workdir}", "--size", "16", "--shards", "2"])
+    source = open_source(Data(f"records:{made}", 8, 4))
+    assert [caption(source, i) for i in (0, 5)] == [("grey 0", ()), ("grey 5", ("shade 5", "dull"))]
+
+    latent_run, out = tmp_path / "run", tmp_path / "out"
+    train.main([*LATENT, "--data.source", f"records:{made}", "--workdir", str(latent_run)])
+    wanted = [str(latent_run), "--out", str(out), "--num", "2", "--batch-size", "2", "--prompt", "grey 3"]
+    sample.main([*wanted, "--codec", f"run={workdir}", "--tile", "4"])
+    assert np.asarray(Image.open(out / "images" / "000001.png")).shape == (16, 16, 3)
+    config = open_trained(latent_run, Settings(codec=f"run={workdir}")).config
+    other = dataclasses.replace(config, latents=dataclasses.replace(config.latents, sha256=("0" * 64,)))
+    with pytest.raises(ValueError, match=r"other weights made the latents \(--codec\)"):
+        sampler.finish_of(other)

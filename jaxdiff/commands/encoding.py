@@ -16,7 +16,7 @@ from jaxdiff.config import to_json
 from jaxdiff.core.codec import Codec, Opened
 from jaxdiff.data import Data, Source, open_source
 from jaxdiff.data.pictures import Picture, Pictures
-from jaxdiff.data.records import Array, Header, Latents, pack
+from jaxdiff.data.records import SEPARATOR, Array, Header, Latents, pack
 from jaxdiff.data.shards import Sums, is_whole, mean_and_std, places, read_sums, shard_name, sums, write_shard
 from jaxdiff.pretrained.minilm import TextEncoder, open_minilm
 
@@ -70,6 +70,7 @@ class Tools(NamedTuple):
     text: TextEncoder | None
     arrays: tuple[Array, ...]
     caption: bool
+    keywords: bool
 
 
 def data_of(encoding: Encoding) -> Data:
@@ -107,7 +108,7 @@ def tools_of(encoding: Encoding) -> Tools:
     if text is not None and "text" not in first:
         raise ValueError(f"{source.name} has no captions to encode (--text)")
     arrays = arrays_of(encoding, codec, text, "label" in first and bool(source.label_names))
-    return Tools(pictures, source, codec, text, arrays, "text" in first)
+    return Tools(pictures, source, codec, text, arrays, "text" in first, "text" in first and "keywords" in first)
 
 
 def arrays_of(encoding: Encoding, codec: Opened | None, text: TextEncoder | None, label: bool) -> tuple[Array, ...]:
@@ -138,6 +139,7 @@ def recipe(encoding: Encoding, tools: Tools) -> dict[str, object]:
         "text": tools.text and [encoding.text, tools.text.sha256, tools.text.length],
         "shards": encoding.shards,
         "batch_size": encoding.batch_size,
+        **({"keywords": True} if tools.keywords else {}),
     }
 
 
@@ -163,21 +165,22 @@ def records(encoding: Encoding, tools: Tools, rows: range) -> Iterator[tuple[byt
                 values["flipped"] = encoded(encoding, tools.codec.codec, batch[:, :, ::-1])
         if tools.text is not None:
             # Filled up, so that one compilation serves all.
-            captions = [caption for _, caption in examples] + [""] * (encoding.batch_size - len(some))
+            captions = [words[0] for _, words in examples] + [""] * (encoding.batch_size - len(some))
             found = tools.text.encode(captions)
             values |= {"text_tokens": found.tokens, "text_mask": found.mask, "text_pooled": found.pooled}
-        for i, (picture, caption) in enumerate(examples):
+        for i, (picture, words) in enumerate(examples):
             row = {name: value[i] for name, value in values.items()}
             if "label" in picture:
                 row["label"] = picture["label"]
             part = sums(row["image"][None]) if tools.codec is not None else None
-            yield pack(tools.arrays, row, caption if tools.caption else ""), part
+            yield pack(tools.arrays, row, SEPARATOR.join(words) if tools.caption else ""), part
 
 
-def picture_and_caption(tools: Tools, index: int) -> tuple[Picture, str]:
-    """A picture, fitted, and its caption."""
+def picture_and_caption(tools: Tools, index: int) -> tuple[Picture, tuple[str, ...]]:
+    """A picture, fitted, and its caption with the keywords."""
     example = tools.pictures.good(index)
-    return tools.pictures.fit(example), example.get("text", "")
+    words = (example.get("text", ""), *(example.get("keywords", ()) if tools.keywords else ()))
+    return tools.pictures.fit(example), words
 
 
 def encoded(encoding: Encoding, codec: Codec, batch: np.ndarray) -> np.ndarray:
@@ -206,6 +209,7 @@ def header_of(encoding: Encoding, tools: Tools, out: Path) -> Header:
         label_names=tuple(tools.source.label_names) if any(a.name == "label" for a in tools.arrays) else (),
         latents=latents,
         made=recipe(encoding, tools),
+        keywords=tools.keywords,
     )
 
 

@@ -4,9 +4,9 @@
     DIR/train-00000-of-00016.array_record ...
 
 A record is the bytes of its arrays one after the other, in the order of features.json: little-endian, the last index
-fastest; a caption, if there is one, is the UTF-8 text after them. Records lie in the order of the set that they
-were made of, shard after shard. Latents are stored as the codec gave them and read as ``(z - mean) / std``, channel
-by channel.
+fastest; a caption, if there is one, is the UTF-8 text after them, and its keywords follow it, each after a zero byte.
+Records lie in the order of the set that they were made of, shard after shard. Latents are stored as the codec gave
+them and read as ``(z - mean) / std``, channel by channel.
 """
 
 import hashlib
@@ -27,8 +27,11 @@ from jaxdiff.data.config import Data
 from jaxdiff.data.source import Example
 
 FEATURES = "features.json"
-VERSION = 1
-"""Of the format."""
+VERSION = 2
+"""Of the format; what holds no keywords is written as version 1, which it also is."""
+
+SEPARATOR = "\0"
+"""Between a caption and its keywords."""
 
 TEXT = ("text_tokens", "text_mask", "text_pooled")
 """What a frozen text encoder said of the caption."""
@@ -75,6 +78,8 @@ class Header:
     """None: pixels."""
     made: Mapping[str, object]
     """All that the records depend on."""
+    keywords: bool = False
+    """Whether keywords follow the caption."""
 
     @property
     def image(self) -> Array:
@@ -85,11 +90,12 @@ class Header:
 def to_json(header: Header) -> dict[str, object]:
     """The content of features.json."""
     return {
-        "version": VERSION,
+        "version": VERSION if header.keywords else 1,
         "count": header.count,
         "shards": list(header.shards),
         "arrays": [{"name": a.name, "dtype": a.dtype, "shape": list(a.shape)} for a in header.arrays],
         "caption": header.caption,
+        **({"keywords": True} if header.keywords else {}),
         "label_names": list(header.label_names),
         "latents": None if header.latents is None else asdict(header.latents),
         "made": dict(header.made),
@@ -105,8 +111,8 @@ def read_header(folder: epath.PathLike) -> Header:
         )
     try:
         content = json.loads(file.read_text())
-        if content["version"] != VERSION:
-            raise ValueError(f"its version is {content['version']}, this jaxdiff reads {VERSION}")
+        if content["version"] not in (1, VERSION):
+            raise ValueError(f"its version is {content['version']}, this jaxdiff reads 1 and {VERSION}")
         arrays = tuple(Array(a["name"], np.dtype(a["dtype"]).name, tuple(a["shape"])) for a in content["arrays"])
         latents = content["latents"]
         return Header(
@@ -117,6 +123,7 @@ def read_header(folder: epath.PathLike) -> Header:
             label_names=tuple(content["label_names"]),
             latents=None if latents is None else latents_from_json(latents),
             made=content["made"],
+            keywords=content.get("keywords", False),
         )
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -182,7 +189,10 @@ class RecordSource:
         if "label" in values:
             example["label"] = int(values["label"])
         if self.header.caption:
-            example["text"] = caption
+            text, *keywords = caption.split(SEPARATOR) if self.header.keywords else [caption]
+            example["text"] = text
+            if self.header.keywords:
+                example["keywords"] = tuple(keywords)
         texts = {key: values[key].astype(np.float32) for key in TEXT if key in values}
         return cast(Example, {**example, **texts})
 

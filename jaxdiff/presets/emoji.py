@@ -130,6 +130,21 @@ def emoji64_vae() -> Config:
     )
 
 
+def emoji_text_latent() -> Config:
+    """`emoji_text` at 64x64, in the latents 16x16x4 of a run of `emoji64_vae`: hours on two CPU cores."""
+    config = emoji_text()
+    return dataclasses.replace(
+        config,
+        data=Data("records:emoji64_latents", size=16, channels=4, labels=False, text=True, keywords=True),
+        network=dataclasses.replace(config.network, patch=1),  # 16x16 within, as there
+        objective=dataclasses.replace(
+            config.objective, prediction=predictions.EDM(sigma_data=1.0, time=predictions.Angle())
+        ),
+        sampling=dataclasses.replace(config.sampling, threshold="none"),
+        preview_every=0,  # needs --codec
+    )
+
+
 def emoji_vdm() -> Config:
     """The emoji at 16x16 by VDM, ending in bits per dimension of those held out: minutes on two CPU cores."""
     gamma_min, gamma_max = -13.3, 5.0  # -logSNR at the two ends, before training: those of CIFAR-10
