@@ -9,6 +9,8 @@ run=DIR                  what train.py made in DIR: the first average of its las
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import jax
+import jax.numpy as jnp
 from etils import epath
 
 from jaxdiff.config import Config, from_json
@@ -44,6 +46,7 @@ def open_run(text: str) -> Opened:
     config = from_json(read_step_config(folder, stored[-1])["config"])
     if not (isinstance(config, Config) and isinstance(config.network, AutoencoderKL)):
         raise ValueError(f"the run in {folder} trained no autoencoder: name one of a preset *_vae (--codec run=DIR)")
-    params = read_params(folder, stored[-1], 0 if config.ema else None)["network"]
+    read = read_params(folder, stored[-1], 0 if config.ema else None)["network"]
+    params = jax.tree.map(jnp.asarray, jax.device_get(read))  # bound to no device, so that inputs may be on any
     network = config.network
     return Opened(codec_of(network, params), "run", (fingerprint(params),), network.factor, network.latents)

@@ -46,14 +46,17 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     """
     with path.open("rb") as file:
         head = file.read(32)
-    if head.startswith(b"PK\x03\x04"):
+    header = int.from_bytes(head[:8], "little")  # of a safetensors file; its first byte may be that of a pickle
+    if head[8:9] == b"{" and header <= path.stat().st_size - 8:
+        tree = safetensors.read(path)
+    elif head.startswith(b"PK\x03\x04"):
         tree = torch_zip.read(path)
     elif torch_legacy.MAGIC.to_bytes(10, "little") in head:
         tree = torch_legacy.read(path)
     elif head[:1] == b"\x80":
         tree = numpy_pickle.read(path)
     elif head[8:9] == b"{":
-        tree = safetensors.read(path)
+        tree = safetensors.read(path)  # which says what is damaged
     else:
         raise ValueError(f"{path}: neither a safetensors nor a PyTorch file by its first bytes")
     with refusing(path):

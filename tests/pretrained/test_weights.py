@@ -37,6 +37,18 @@ def test_safetensors_of_every_float(tmp_path):
         np.testing.assert_array_equal(found[code], values.astype(dtype))
 
 
+@pytest.mark.parametrize("first", [0x80, 0x90, 0x50])
+def test_a_safetensors_header_of_any_length_is_read(first, tmp_path):
+    """Its length comes first, and its lowest byte may be the one that begins a pickle."""
+    array = np.arange(3, dtype=np.float32)
+    path = write_safetensors(tmp_path / "a.safetensors", {"a": ("F32", array)})
+    length, rest = struct.unpack("<Q", path.read_bytes()[:8])[0], path.read_bytes()[8:]
+    blanks = (first - length) % 256
+    path.write_bytes(struct.pack("<Q", length + blanks) + rest[:length] + b" " * blanks + rest[length:])
+    assert path.read_bytes()[0] == first
+    np.testing.assert_array_equal(read_weights(path)["a"], array)
+
+
 def test_files_of_no_known_kind_are_refused_in_one_line(tmp_path):
     path = tmp_path / "weights.safetensors"
     for content in (b"", b"hello", b"\x89PNG" * 9, struct.pack("<Q", 10) + b"{" + b"x" * 20, b"PK\x03\x04" + bytes(99)):
