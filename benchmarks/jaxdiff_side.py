@@ -15,7 +15,7 @@ from benchmarks.sizes import BETAS, CHANNELS, CLIP, DECAY, DROPOUT, RATE, SIDE, 
 from benchmarks.worker import Case, repeat, serve
 from jaxdiff import build
 from jaxdiff.config import Config, Sampling
-from jaxdiff.core import grids, paths, predictions, times
+from jaxdiff.core import betas, grids, paths, predictions, times
 from jaxdiff.core.predictions import PathTime
 from jaxdiff.data import Data
 from jaxdiff.networks.apply import init_params
@@ -42,7 +42,7 @@ def config_of(spec: Spec) -> Config:
         network = config.network.clone(channels=size.channels, dropout=DROPOUT["unet"])
         config = dataclasses.replace(config, network=network)
     else:
-        chain = paths.DiscreteVP(TIMES, paths.LinearBetas(*BETAS))
+        chain = paths.DiscreteVP(TIMES, betas.LinearBetas(*BETAS))
         config = Config(
             data=Data("records:latents", size=SIDE, channels=CHANNELS["dit"], labels=False),
             network=DiT(patch=2, width=size.width, depth=size.depth, heads=size.heads),

@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdiff.core.betas import AnyBetas, LinearBetas
-from jaxdiff.core.betas import CosineBetas as CosineBetas  # for those who take it from here
 from jaxdiff.core.types import Level, Path
 
 Time = Float[Array, "*b"]

@@ -7,7 +7,7 @@ bias correction, whatever the paper's code did.
 import math
 
 from jaxdiff.config import Config, Sampling
-from jaxdiff.core import grids, paths, predictions, times
+from jaxdiff.core import betas, grids, paths, predictions, times
 from jaxdiff.core.predictions import LogRatio, PathTime
 from jaxdiff.data import Data
 from jaxdiff.networks.schedule import LearnedSchedule
@@ -48,7 +48,7 @@ def _ddpmpp(**changes: object) -> UNet:
 
 def cifar10_ddpm() -> Config:
     """CIFAR-10 by DDPM (arXiv:2006.11239): discrete chain, noise prediction, ancestral sampling."""
-    chain = paths.DiscreteVP(1000, paths.LinearBetas(1e-4, 0.02))  # Sec. 4: T = 1000, linear betas
+    chain = paths.DiscreteVP(1000, betas.LinearBetas(1e-4, 0.02))  # Sec. 4: T = 1000, linear betas
     return Config(
         data=CIFAR10,  # App. B: random horizontal flips
         network=UNet(  # App. B: 35.7 M parameters
@@ -81,7 +81,7 @@ def cifar10_ddpm() -> Config:
 
 def cifar10_iddpm() -> Config:
     """CIFAR-10 by iDDPM (arXiv:2102.09672): cosine chain of 4000 steps, learned variance, hybrid objective."""
-    chain = paths.DiscreteVP(4000, paths.CosineBetas())  # Sec. 3.2; T = 4000: Sec. 3.3
+    chain = paths.DiscreteVP(4000, betas.CosineBetas())  # Sec. 3.2; T = 4000: Sec. 3.3
     return Config(
         data=CIFAR10,
         network=UNet(  # App. A

@@ -7,7 +7,7 @@ channel, the average's warm-up is the one of `Decay`, and the networks compute i
 import dataclasses
 
 from jaxdiff.config import Config, Sampling
-from jaxdiff.core import grids, paths, predictions, times
+from jaxdiff.core import betas, grids, paths, predictions, times
 from jaxdiff.core.predictions import PathTime
 from jaxdiff.data import Data
 from jaxdiff.networks.dit import DiT
@@ -37,7 +37,7 @@ def _dit(depth: int, width: int, heads: int, learned_variance: bool = True) -> D
 
 def _dit_run(network: DiT, steps: int, cfg_scale: float) -> Config:
     """DiT's run: ADM's diffusion with linear betas. Source: arXiv:2212.09748, Sec. 4."""
-    chain = paths.DiscreteVP(1000, paths.LinearBetas(1e-4, 0.02))
+    chain = paths.DiscreteVP(1000, betas.LinearBetas(1e-4, 0.02))
     return Config(
         data=LATENTS,
         network=network,

@@ -1,7 +1,7 @@
 """ImageNet at 64x64, class-conditional, by ADM and by EDM with ADM's network."""
 
 from jaxdiff.config import Config, Sampling
-from jaxdiff.core import grids, paths, predictions, times
+from jaxdiff.core import betas, grids, paths, predictions, times
 from jaxdiff.core.predictions import PathTime
 from jaxdiff.data import Data
 from jaxdiff.networks.unet import UNet
@@ -33,7 +33,7 @@ def _adm(learned_variance: bool, dtype: str) -> UNet:
 
 def imagenet64_adm() -> Config:
     """ImageNet-64 by ADM (arXiv:2105.05233): cosine chain, learned variance, class-conditional."""
-    chain = paths.DiscreteVP(1000, paths.CosineBetas())  # Table 11: 1000 steps, cosine
+    chain = paths.DiscreteVP(1000, betas.CosineBetas())  # Table 11: 1000 steps, cosine
     return Config(
         data=Data("tfds:imagenet_resized/64x64", size=64, flip=True),
         network=_adm(learned_variance=True, dtype="bfloat16"),

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxdiff.core.paths import CosineBetas, DiscreteVP, LinearBetas
+from jaxdiff.core.betas import CosineBetas, LinearBetas
+from jaxdiff.core.paths import DiscreteVP
 from jaxdiff.core.predictions import Eps, PathTime
 from jaxdiff.core.types import Params
 from jaxdiff.networks.apply import init_params

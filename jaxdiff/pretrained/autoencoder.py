@@ -25,18 +25,12 @@ from jaxdiff.core.types import Params
 from jaxdiff.networks.autoencoder import AutoencoderKL
 from jaxdiff.pretrained import exchange
 from jaxdiff.pretrained.exchange import Origin, Shape
+from jaxdiff.pretrained.folders import WEIGHTS
 from jaxdiff.pretrained.pickles import refusing
 from jaxdiff.pretrained.vit import Rules, rename
 from jaxdiff.pretrained.weights import Where, read_weights, sha256, torch_name
 
 CONFIG = "config.json"
-FILES = (
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.bin",
-)
-"""What diffusers calls the weights in a folder, the best first."""
-
 OURS: Rules = (
     (r"^encoder\.quant\.", "quant_conv."),
     (r"^decoder\.quant\.", "post_quant_conv."),
@@ -241,7 +235,7 @@ def open_autoencoder(text: str) -> Opened:
     if not (folder / CONFIG).is_file():
         names = ", ".join(f"{name}=FILE" for name in PUBLISHED)
         raise FileNotFoundError(f"{folder} has no {CONFIG}, without which say whose it is: {names} (--codec kl=FOLDER)")
-    files = [folder / name for name in FILES] if path.is_dir() else [path]
+    files = [folder / name for name in WEIGHTS] if path.is_dir() else [path]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         raise FileNotFoundError(f"there is no weights file {' or '.join(map(str, files[:1]))} (--codec kl=FOLDER)")

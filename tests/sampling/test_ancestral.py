@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.core import grids, paths
+from jaxdiff.core.betas import CosineBetas, LinearBetas
 from jaxdiff.core.types import Level
 from jaxdiff.objectives.hybrid import log_variances
 from jaxdiff.sampling.ancestral import Ancestral
@@ -41,7 +42,7 @@ def test_small_variance_is_ddim_with_eta_1(path, denoise):
     assert jnp.allclose(run(KEYS, X, levels, denoise, Ancestral()), run(KEYS, X, levels, denoise, DDIM(1.0)), atol=1e-5)
 
 
-@pytest.mark.parametrize("betas", [paths.LinearBetas(), paths.CosineBetas()])
+@pytest.mark.parametrize("betas", [LinearBetas(), CosineBetas()])
 def test_variances_are_those_that_training_learns_between(betas, denoise):
     chain = paths.DiscreteVP(100, betas)
     for t in (2, 3, 50, 100):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.core import gaussian, grids, paths
+from jaxdiff.core.betas import CosineBetas, LinearBetas
 from jaxdiff.core.types import Level
 from jaxdiff.sampling.ancestral import Ancestral
 from jaxdiff.sampling.ddim import DDIM
@@ -65,7 +66,7 @@ def test_ddim_is_euler_in_flow_time(denoise):
     assert jnp.allclose(run(keys, z, levels, denoise, DDIM()), x, atol=1e-5)
 
 
-@pytest.mark.parametrize("betas", [paths.LinearBetas(), paths.CosineBetas()])
+@pytest.mark.parametrize("betas", [LinearBetas(), CosineBetas()])
 def test_ddim_with_eta_1_is_ddpms_posterior(betas, denoise):
     # Every step of a chain of 100, as arXiv:2006.11239, Eq. 6-7 write it.
     n = 100
