@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.core import grids
+from jaxdiff.core.betas import CosineBetas
 from jaxdiff.core.grid_tables import AlignYourSteps, Table
 from jaxdiff.core.grids import (
     Karras,
@@ -22,16 +23,7 @@ from jaxdiff.core.grids import (
     UniformLogSNR,
     UniformT,
 )
-from jaxdiff.core.paths import (
-    Cosine,
-    CosineBetas,
-    DiscreteVP,
-    GeometricVE,
-    Linear,
-    LinearVP,
-    Sigma,
-    Sigmoid,
-)
+from jaxdiff.core.paths import Cosine, DiscreteVP, GeometricVE, Linear, LinearVP, Sigma, Sigmoid
 
 PATHS = [
     LinearVP(),

@@ -10,18 +10,8 @@ import numpy as np
 import pytest
 
 from jaxdiff.core import paths
-from jaxdiff.core.paths import (
-    Cosine,
-    CosineBetas,
-    DiscreteVP,
-    GeometricVE,
-    Linear,
-    LinearBetas,
-    LinearVP,
-    Sigma,
-    Sigmoid,
-    logsnr_rate,
-)
+from jaxdiff.core.betas import CosineBetas, LinearBetas
+from jaxdiff.core.paths import Cosine, DiscreteVP, GeometricVE, Linear, LinearVP, Sigma, Sigmoid, logsnr_rate
 from jaxdiff.core.types import Level, Path
 
 

@@ -8,18 +8,9 @@ import numpy as np
 import pytest
 
 from jaxdiff.core import predictions
+from jaxdiff.core.betas import CosineBetas
 from jaxdiff.core.gaussian import check_solvable, det, diffuse, estimate, target
-from jaxdiff.core.paths import (
-    Cosine,
-    CosineBetas,
-    DiscreteVP,
-    FixedPath,
-    GeometricVE,
-    Linear,
-    LinearVP,
-    Sigma,
-    Sigmoid,
-)
+from jaxdiff.core.paths import Cosine, DiscreteVP, FixedPath, GeometricVE, Linear, LinearVP, Sigma, Sigmoid
 from jaxdiff.core.predictions import EDM, X0, Angle, Eps, Flow, LogRatio, PathTime, Score, V
 from jaxdiff.core.types import Level, Prediction
 

@@ -7,16 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff.core.betas import CosineBetas
 from jaxdiff.core.gaussian import from_x0, target
-from jaxdiff.core.paths import (
-    Cosine,
-    CosineBetas,
-    DiscreteVP,
-    GeometricVE,
-    Linear,
-    LinearVP,
-    Sigma,
-)
+from jaxdiff.core.paths import Cosine, DiscreteVP, GeometricVE, Linear, LinearVP, Sigma
 from jaxdiff.core.predictions import EDM, X0, Eps, Flow, Score, V
 from jaxdiff.core.types import Level
 from jaxdiff.core.weights import P2, SNR, VLB, EDMWeight, MinSNR, One, Sigmoid, TruncatedSNR, convert

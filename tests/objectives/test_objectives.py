@@ -7,7 +7,8 @@ import pytest
 from jax.scipy.special import logsumexp
 from jaxtyping import Array
 
-from jaxdiff.core import betas, gaussian, paths, predictions, times, weights
+from jaxdiff.core import gaussian, paths, predictions, times, weights
+from jaxdiff.core.betas import CosineBetas, LinearBetas
 from jaxdiff.core.types import Level
 from jaxdiff.networks.schedule import LearnedSchedule
 from jaxdiff.objectives.base import Batch
@@ -133,7 +134,7 @@ def test_normal_kl_is_zero_at_equality_and_grows():
 
 def test_posterior_mean_is_ddpms():
     # arXiv:2006.11239, Eq. 7, written with betas.
-    chain = paths.DiscreteVP(20, betas.LinearBetas(1e-4, 0.002))
+    chain = paths.DiscreteVP(20, LinearBetas(1e-4, 0.002))
     betas = chain.betas(20)
     alpha_bar = np.cumprod(1 - betas)
     k = 7
@@ -147,7 +148,7 @@ def test_posterior_mean_is_ddpms():
 
 def test_variances_are_ddpms_to_float32():
     # arXiv:2006.11239, Eq. 7, as products in float64; early steps of a long chain are where float32 would lose digits.
-    chain = paths.DiscreteVP(4000, betas.CosineBetas())
+    chain = paths.DiscreteVP(4000, CosineBetas())
     betas = chain.betas(4000)
     alpha_bar = np.cumprod(1 - betas)
     steps = np.array([2, 3, 100, 3999, 4000])
