@@ -4,7 +4,6 @@ Image number i depends on the seed and on i alone: it is the same at any batch s
 """
 
 import dataclasses
-import io
 import json
 import sys
 import time
@@ -21,16 +20,14 @@ from tqdm import tqdm
 
 from jaxdiff import cli
 from jaxdiff.names import GRIDS, RULES, SOLVERS
+from jaxdiff.outputs import prepare_out, write_images
 from jaxdiff.sampler import sampler
 from jaxdiff.settings import Settings
 from jaxdiff.trained import Trained, open_trained, with_prompt
 from jaxdiff.training import hosts
-from jaxdiff.training.contact_sheet import contact_sheet, save_png
+from jaxdiff.training.contact_sheet import contact_sheet
 from jaxdiff.training.sharding import to_host
 from jaxdiff.training.state import use_every_core
-
-MOST_IN_GRID = 256
-"""Images in grid.png."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +54,6 @@ class Command:
             raise ValueError(f"num = {self.num} is not allowed: 1 to {2**31 - 1} (--num)")
         if self.prompts is not None and self.settings.prompt is not None:
             raise ValueError("--prompt and --prompts exclude each other: put the prompt into the file")
-
-
-def prepare_out(out: epath.PathLike) -> epath.Path:
-    """Makes the folder. Raises: ValueError where that cannot be."""
-    out = epath.Path(out)
-    try:
-        if hosts.is_first():
-            out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"out {out} cannot be written: {error.strerror} (--out)") from error
-    return out
 
 
 def trajectory_sheet(trained: Trained, count: int):
@@ -101,18 +87,6 @@ def sample_to(out: epath.Path, trained: Trained, command: Command) -> None:
     if not hosts.is_first():
         return
 
-    out.mkdir(parents=True, exist_ok=True)
-    save_png(out / "grid.png", contact_sheet(images[:MOST_IN_GRID]))
-    if command.format == "npz":
-        whole = io.BytesIO()
-        np.savez_compressed(whole, images=images)
-        (out / "samples.npz").write_bytes(whole.getvalue())
-    else:
-        (out / "images").mkdir(exist_ok=True)
-        for i, image in enumerate(images):
-            save_png(out / "images" / f"{i:06d}.png", image)
-    if sheet is not None:
-        save_png(out / "trajectory.png", sheet)
     info = {
         "workdir": str(command.dir),
         "num": command.num,
@@ -120,7 +94,7 @@ def sample_to(out: epath.Path, trained: Trained, command: Command) -> None:
         **trained.description(),
         "seconds": round(seconds, 3),
     }
-    (out / "info.json").write_text(json.dumps(info, indent=1) + "\n")
+    write_images(out, images, info, command.format, {} if sheet is None else {"trajectory.png": sheet})
     calls = "" if trained.nfe is None else f", {trained.nfe} network calls each"
     print(f"{command.num} images of step {trained.step} in {out} ({seconds:.1f} s{calls})")
 
