@@ -26,8 +26,8 @@ from jaxdiff.settings import Settings
 from jaxdiff.trained import Trained, open_trained, with_prompt
 from jaxdiff.training import hosts
 from jaxdiff.training.contact_sheet import contact_sheet
+from jaxdiff.training.cpu import use_cpu
 from jaxdiff.training.sharding import to_host
-from jaxdiff.training.state import use_every_core
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +140,7 @@ def main(args: Sequence[str]) -> None:
         named = {"Solvers": SOLVERS, "Grids": GRIDS, "Guidance": RULES}
         words = "\n".join(f"{kind}: {', '.join(table)}." for kind, table in named.items())
         command = cli.parse(Command, "sample.py", args, description=f"{__doc__}\n{words}")
-        use_every_core(command.settings.batch_size // hosts.count())
+        use_cpu(command.settings.batch_size // hosts.count())
         sample(command)
 
 

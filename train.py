@@ -25,11 +25,12 @@ from jaxdiff.presets import PRESETS, preset
 from jaxdiff.starts import further, open_start
 from jaxdiff.training import hosts
 from jaxdiff.training.checkpoint import open_checkpoints
+from jaxdiff.training.cpu import use_cpu
 from jaxdiff.training.engine import DEVICES, jit_engine, pmap_engine
 from jaxdiff.training.interrupt import Interrupt
 from jaxdiff.training.monitor import Monitor
 from jaxdiff.training.sharding import make_mesh, partition, rows_here, shard_batch
-from jaxdiff.training.state import Purpose, key_for, use_every_core
+from jaxdiff.training.state import Purpose, key_for
 from jaxdiff.training.step import averaged
 from jaxdiff.training.validate import continuous_bits, make_validate
 from jaxdiff.training.workdir import prepare_workdir
@@ -199,7 +200,7 @@ def train(config: Config, workdir: epath.Path) -> None:
 def main(args: Sequence[str]) -> None:
     with cli.user_errors():
         run = read_command(args)
-        use_every_core(run.config.batch_size // hosts.count())
+        use_cpu(run.config.batch_size // hosts.count())
         train(run.config, run.workdir)
 
 
