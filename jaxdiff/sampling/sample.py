@@ -94,7 +94,7 @@ def initial(keys: Keys, shape: tuple[int, int, int], level: Level) -> Image:
 
 def _scan(
     keys: Keys, x: Image, levels: Level, denoise: Denoise, solver: Solver, keep: bool
-) -> tuple[Image, PyTree[Array]]:
+) -> tuple[Image, State, PyTree[Array]]:
     def step(carry, inputs):
         (x, state), (number, cur, nxt) = carry, inputs
 
@@ -107,8 +107,8 @@ def _scan(
 
     cur, nxt = Level(levels.alpha[:-1], levels.sigma[:-1]), Level(levels.alpha[1:], levels.sigma[1:])
     numbers = jnp.arange(1, levels.alpha.shape[0])
-    (x, _), xs = jax.lax.scan(step, (x, solver.init(x, levels)), (numbers, cur, nxt))
-    return x, xs
+    (x, state), xs = jax.lax.scan(step, (x, solver.init(x, levels)), (numbers, cur, nxt))
+    return x, state, xs
 
 
 def sample(keys: Keys, x: Image, levels: Level, denoise: Denoise, solver: Solver) -> Image:
@@ -129,4 +129,9 @@ def trajectory(
 
     Costs the memory of num_steps batches. The states are as noisy and as large as their levels say.
     """
-    return _scan(keys, x, levels, denoise, solver, keep=True)[1]
+    return _scan(keys, x, levels, denoise, solver, keep=True)[2]
+
+
+def sample_and_state(keys: Keys, x: Image, levels: Level, denoise: Denoise, solver: Solver) -> tuple[Image, State]:
+    """What `sample` returns, and what the solver remembers after the last step."""
+    return _scan(keys, x, levels, denoise, solver, keep=False)[:2]
