@@ -22,7 +22,7 @@ from jaxdiff.core.types import Denoise, Level
 from jaxdiff.sampling.ddim import DDIM
 from jaxdiff.sampling.inverse.operator import Linear, NonLinear, Operator
 from jaxdiff.sampling.inverse.problem import Problem, Stepping, correction, likelihood, need_noise, spread
-from jaxdiff.sampling.sample import normal, normal_like, sample
+from jaxdiff.sampling.sample import fold, normal, normal_like, sample
 from jaxdiff.sampling.solver import Solver, State
 
 Image = Float[Array, "b h w c"]
@@ -37,7 +37,7 @@ class DAPS:
     langevin: int = 100
     """Steps where the operator is not linear."""
     step: float = 0.1
-    """Length of a Langevin step, over the one at which the quadratic part would diverge by halves; in (0, 1]."""
+    """Length of a Langevin step, as a share of half of the longest that is stable; in (0, 1]."""
     std: float = 1.0
     """Deviation of the data's pixels, from which r follows."""
 
@@ -62,7 +62,7 @@ class DAPS:
         def exactly(keys: Key[Array, "b"], middle: Image, r: Float[Array, ""]) -> Image:
             assert isinstance(operator, Linear)
             v = middle + r * normal_like(keys, middle)
-            n = problem.noise * normal(_part(keys, 1), operator.measured)
+            n = problem.noise * normal(fold(keys, 1), operator.measured)
             if operator.seen is not None:
                 n *= operator.seen
             return v + correction(problem._replace(y=problem.y + n), operator, v, jnp.square(problem.noise / r))
@@ -73,7 +73,7 @@ class DAPS:
 
             def moved(number, x0: Image) -> Image:
                 slope = likelihood(problem, x0, exact)[1] - (x0 - middle) / jnp.square(r)
-                return x0 + length * slope + jnp.sqrt(2 * length) * normal_like(_part(keys, number + 2), x0)
+                return x0 + length * slope + jnp.sqrt(2 * length) * normal_like(fold(keys, number + 2), x0)
 
             return jax.lax.fori_loop(0, self.langevin, moved, middle)
 
@@ -86,10 +86,6 @@ class DAPS:
             middle = sample(keys, x / jnp.hypot(*cur), way, denoise, DDIM())
             draw = exactly if isinstance(operator, Linear) else slowly
             x0 = draw(keys, middle, spread(cur, self.std))
-            return gaussian.diffuse(nxt, x0, normal_like(_part(keys, 0), x)), None
+            return gaussian.diffuse(nxt, x0, normal_like(fold(keys, 0), x)), None
 
         return Stepping(take, calls=self.ode_steps)
-
-
-def _part(keys: Key[Array, "b"], number) -> Key[Array, "b"]:
-    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
