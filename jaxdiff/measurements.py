@@ -166,9 +166,7 @@ def taken(spec: Spec, operator: Operator, values: Values, noise: float) -> Taken
     return Taken(divided(operator, jnp.asarray(std / whole, jnp.float32)), y * whole / std, 2 * whole)
 
 
-def simulated(
-    spec: Spec, operator: Operator, picture: Float[np.ndarray, "h w c"], noise: float, seed: int
-) -> Values:
+def simulated(spec: Spec, operator: Operator, picture: Float[np.ndarray, "h w c"], noise: float, seed: int) -> Values:
     """What is measured of a picture in [0, 1], with noise of this deviation or, with photons, as they are counted."""
     x = jnp.asarray(2 * picture - 1, jnp.float32)[None]
     clean = outside(operator, np.asarray(jax.jit(operator.forward)(x))[0])

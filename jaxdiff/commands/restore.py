@@ -5,14 +5,15 @@ Many pictures that agree with the measurement are drawn; their mean, deviation a
 """
 
 import dataclasses
+import io
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import numpy as np
 import tyro
 from etils import epath
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from jaxdiff import cli
 from jaxdiff.commands.perceptual import distances
@@ -24,7 +25,6 @@ from jaxdiff.measurements import (
     check_noise,
     described,
     first_look,
-    outside,
     read_arrays,
     read_measurement,
     read_picture,
@@ -42,6 +42,7 @@ from jaxdiff.training.contact_sheet import contact_sheet
 from jaxdiff.training.state import use_every_core
 
 Picture = Float[np.ndarray, "h w c"]
+Pictures = Float[np.ndarray, "n h w c"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,7 @@ def restore(command: Command) -> None:
     }
     if truth is not None:
         info |= compared(truth, images, found, distance)
-    write(out, command, spec, given, values, images, found, truth, info)
+    write(out, command.credible, given, values, images, found, truth, info)
     summary = "".join(f", {name} {info[name]:.4g}" for name in ("psnr", "ssim", "lpips", "coverage") if name in info)
     print(f"{command.num} pictures in {out} ({seconds:.1f} s, {job.nfe} network calls each{summary})")
 
@@ -158,7 +159,7 @@ def evidence(facts: list[Facts]) -> dict[str, object]:
 
 
 def compared(
-    truth: Picture, images: Float[np.ndarray, "n h w c"], found, distance: Distance | None
+    truth: Picture, images: Pictures, found: Mapping[str, Picture], distance: Distance | None
 ) -> dict[str, float]:
     """How far the mean (and, as `_of_draws`, single draws) are from the truth, and how often the intervals hold it."""
     mean, shown = np.clip(found["mean"], 0, 1)[None], np.clip(images, 0, 1)
@@ -177,12 +178,12 @@ def compared(
     return figures
 
 
-def single(*pictures: Float[np.ndarray, "n h w c"]) -> tuple[np.ndarray, ...]:
+def single(*pictures: Pictures) -> tuple[np.ndarray, ...]:
     """In float32, as JAX counts."""
     return tuple(np.asarray(p, np.float32) for p in pictures)
 
 
-def rgb(pictures: Float[np.ndarray, "n h w c"]) -> np.ndarray:
+def rgb(pictures: Pictures) -> UInt8[np.ndarray, "n h w 3"]:
     """uint8 with three channels."""
     found = as_uint8(pictures)
     return found if found.shape[-1] == 3 else np.repeat(found[..., :1], 3, axis=-1)
@@ -190,34 +191,28 @@ def rgb(pictures: Float[np.ndarray, "n h w c"]) -> np.ndarray:
 
 def write(
     out: epath.Path,
-    command: Command,
-    spec: Spec,
+    credible: float,
     given: Taken,
-    values: np.ndarray,
-    images: np.ndarray,
-    found,
+    values: Float[np.ndarray, "..."],
+    images: Pictures,
+    found: Mapping[str, Picture],
     truth: Picture | None,
     info: dict[str, object],
 ) -> None:
     """Everything, info.json last."""
     arrays = {name: value.astype(np.float32) for name, value in found.items()}
-    save_npz(out / "posterior.npz", arrays | {"credible": np.float32(command.credible)})
+    save_npz(out / "posterior.npz", arrays | {"credible": np.float32(credible)})
     if truth is not None:
         save_npz(out / "measurement.npz", {"measurement": values.astype(np.float32)})
     std = as_uint8(found["std"] / max(float(found["std"].max()), 1e-12))
     mean = as_uint8(found["mean"])
     panels = [first_look(given.operator, given.y), mean, std] + ([] if truth is None else [as_uint8(truth)])
     sheets = {"mean.png": mean, "std.png": std, "restored.png": contact_sheet(np.stack(panels), columns=len(panels))}
-    if given.operator.shape[-1] == 2:  # complex pictures: their moduli
-        sheets = {name: sheet[..., :1] for name, sheet in sheets.items()}
-        images = images[..., :1]
     write_images(out, as_uint8(images), info, sheets=sheets)
 
 
 def save_npz(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes arrays, under their name only when they are whole."""
-    import io
-
     held = io.BytesIO()
     np.savez_compressed(held, **arrays)  # pyright: ignore[reportArgumentType]
     part = path.with_suffix(".part")

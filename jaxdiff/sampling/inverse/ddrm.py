@@ -1,7 +1,7 @@
 """DDRM: a diffusion in the operator's own coordinates, each of its singular values treated by how well it is measured.
 
-In u = x / alpha, r = sigma / alpha, with v = A^+ y, whose coordinates have noise of deviation noise / s, the next u' has
-in the directions of the singular value s the mean and the variance
+In u = x / alpha, r = sigma / alpha, with v = A^+ y, whose coordinates have noise of deviation noise / s, the next u'
+has in the directions of the singular value s the mean and the variance
 
     s = 0                x0 + sqrt(1 - eta^2) r' eps                          eta^2 r'^2
     r' < noise / s       x0 + sqrt(1 - eta^2) r' (v - x0) s / noise           eta^2 r'^2

@@ -63,7 +63,7 @@ class JPEG:
             raise ValueError(f"quality = {self.quality} is not allowed: 1 to 100 (--operator jpeg)")
 
     def on(self, shape: Shape, arrays: Arrays) -> NonLinear:
-        h, w, c = shape
+        c = shape[-1]
         if c not in (1, 3):
             raise ValueError(f"operator jpeg is not allowed for pictures of {c} channels: 1 or 3 (--operator)")
         luma, chroma = (table(base, self.quality) for base in (LUMINANCE, CHROMINANCE))

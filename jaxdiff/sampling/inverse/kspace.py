@@ -97,9 +97,7 @@ def check_numbers(acceleration: float, coils: int) -> None:
         raise ValueError(f"coils = {coils} is not allowed: 1 to 64 (--operator)")
 
 
-def scanned(
-    shape: Shape, mask: Float[np.ndarray, "h w"], coils: int, complex_image: bool, arrays: Arrays
-) -> Linear:
+def scanned(shape: Shape, mask: Float[np.ndarray, "h w"], coils: int, complex_image: bool, arrays: Arrays) -> Linear:
     """The scan with this mask, or with the arrays "kspace_mask" [h, w] and "sensitivities" [coils, h, w].
 
     Raises: ValueError where these, or the picture's channels, do not fit.
@@ -173,9 +171,7 @@ def one_coil(shape: Shape, mask: Float[np.ndarray, "h w"], complex_image: bool) 
     )
 
 
-def many_coils(
-    shape: Shape, mask: Float[np.ndarray, "h w"], sensitivities: np.ndarray, complex_image: bool
-) -> Linear:
+def many_coils(shape: Shape, mask: Float[np.ndarray, "h w"], sensitivities: np.ndarray, complex_image: bool) -> Linear:
     """A scan by several coils."""
     h, w, c = shape
     m = jnp.asarray(mask)[..., None]

@@ -81,6 +81,6 @@ def check_centre(whole: int, wanted: float, centre: float) -> int:
     """The places in the middle. Raises: ValueError where they are more than all that are wanted."""
     if whole > round(wanted):
         raise ValueError(
-            f"centre = {centre} is not allowed: the middle alone would be more than the acceleration leaves (--operator)"
+            f"centre = {centre} is not allowed: the middle alone is more than the acceleration leaves (--operator)"
         )
     return whole

@@ -9,8 +9,8 @@ A linear operator holds what methods ask of it:
     spectral    f(sqrt(A^T A)) x             every right singular vector's part of x times f(its singular value)
 
 `spectral` is how methods that treat singular values one by one (DDRM, DDNM with noise) see the decomposition without
-ever holding its vectors; directions that are not measured have the singular value 0. All take a leading axis b and treat
-each example by itself; all numbers are real (a complex measurement has a last axis of length 2).
+ever holding its vectors; directions that are not measured have the singular value 0. All take a leading axis b and
+treat each example by itself; all numbers are real (a complex measurement has a last axis of length 2).
 
 Inside, pictures lie in [-1, 1]. Measurements in files are of intensities from 0 (black) to 1 (white): for a linear
 operator y = 2 y_file - A 1 (`Linear.offset` is A 1), and noise doubles.
@@ -177,14 +177,10 @@ def from_forward(
         return conjugate_gradients(lambda v: forward(adjoint(v)) + lam * v, y)
 
     least = jnp.float32(floor)
-    return Linear(
-        shape, measured, forward, adjoint, pinv or (lambda y: adjoint(solve(y, least))), solve, None, seen
-    )
+    return Linear(shape, measured, forward, adjoint, pinv or (lambda y: adjoint(solve(y, least))), solve, None, seen)
 
 
-def from_matrix(
-    shape: Shape, measured: tuple[int, ...], matrix: Float[np.ndarray, "m n"], cut: float = 1e-4
-) -> Linear:
+def from_matrix(shape: Shape, measured: tuple[int, ...], matrix: Float[np.ndarray, "m n"], cut: float = 1e-4) -> Linear:
     """The same matrix on the pixels of every channel, n = h w; the measurement's last axis are the channels.
 
     Decomposes the matrix once: for a few thousand rows and columns at most.

@@ -7,9 +7,9 @@ log g, and its weight is multiplied by
     p(x' | x) g(x') / (q(x' | x) g(x)),      g(x0) = N(y; A(x0), noise^2 I) in the end
 
 so that weighted chains are distributed by the posterior of the data that the ancestral chain draws, whatever g is, as
-K grows. Where the effective sample size 1 / sum w^2 falls below a share of K, chains are drawn anew (systematically); in
-the end always, so that what comes out has equal weights. The product of the mean weights estimates the evidence p(y)
-without bias.
+K grows. Where the effective sample size 1 / sum w^2 falls below a share of K, chains are drawn anew (systematically);
+in the end always, so that what comes out has equal weights. The product of the mean weights estimates the evidence
+p(y).
 
 `twist` = 0 leaves the moves alone and only weighs: steering by the difference of g along the way (FK steering). No
 derivatives are needed then, but more chains are.

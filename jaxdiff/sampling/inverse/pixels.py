@@ -1,7 +1,7 @@
 """Operators on single pixels: masks, and colours lost.
 
-    mask    y = m x, m being 1 where a pixel is seen        singular values 0 and 1
-    grey    y = sum_c w_c x_c                               A A^T = sum_c w_c^2
+mask    y = m x, m being 1 where a pixel is seen        singular values 0 and 1
+grey    y = sum_c w_c x_c                               A A^T = sum_c w_c^2
 """
 
 import dataclasses

@@ -105,9 +105,7 @@ def spread(level: Level, std: float) -> Float[Array, ""]:
     return std * level.sigma / jnp.hypot(std * level.alpha, level.sigma)
 
 
-def with_pull(
-    denoise: Denoise, x: Image, cur: Level, nxt: Level
-) -> tuple[Estimate, Callable[[Image], Image]]:
+def with_pull(denoise: Denoise, x: Image, cur: Level, nxt: Level) -> tuple[Estimate, Callable[[Image], Image]]:
     """The belief, and v -> (dx0/dx)^T v."""
 
     def asked(x: Image) -> tuple[Image, Estimate]:

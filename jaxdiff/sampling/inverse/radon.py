@@ -102,9 +102,7 @@ def counted(
     return -np.log(np.maximum(np.asarray(counts, np.float64), 1) / photons) / attenuation
 
 
-def counting_std(
-    integrals: Float[np.ndarray, "..."], photons: float, attenuation: float
-) -> Float[np.ndarray, "..."]:
+def counting_std(integrals: Float[np.ndarray, "..."], photons: float, attenuation: float) -> Float[np.ndarray, "..."]:
     """The deviation of such a measurement, as its own value tells it."""
     expected = photons * np.exp(-attenuation * np.asarray(integrals, np.float64))
     return 1 / (attenuation * np.sqrt(np.maximum(expected, 1)))

@@ -6,8 +6,8 @@ Positions are (x, y) = (column, row) - n // 2. The view at the angle a has the a
 
 and the detector at t, counted in pixels on the line through the middle, sees along the ray through t e_t with the
 direction  u = (e_s + (t / D) e_t) / |.|,  the source being at -D e_s. Parallel rays have 1 / D = 0. A line integral is
-the sum of the picture, interpolated bilinearly and 0 beyond its edges, at points one pixel apart, over n: the mean along
-a line as long as a side.
+the sum of the picture, interpolated bilinearly and 0 beyond its edges, at points one pixel apart, over n: the mean
+along a line as long as a side.
 
 Back-projection of the views p(t), filtered by the ramp |f| after weighting by 1 / sqrt(1 + (t/D)^2):
 
