@@ -277,7 +277,7 @@ def main() -> None:
             "operator": to_json(value_of(TASKS[name], OPERATORS, "--tasks")),
             **{key: getattr(flags, key) for key in ("images", "num", "noise", "steps", "data", "split")},
             "weights_sha256": trained.weights_sha256,
-            "lpips": distance and distance.sha256,
+            "lpips": distance and distance.weights_sha256,
         }
         for baseline in BASELINES:
             cells[name, baseline] = cell(
