@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from jaxdiff.data.images import BrokenImageError, decode, with_channels
-from jaxdiff.sampling.inverse.operator import Linear, Operator, Shape, Spec, divided
+from jaxdiff.sampling.inverse.operator import Linear, Operator, Shape, Spec, divided, seen_of
 from jaxdiff.sampling.inverse.radon import CT, FanCT, counted, counting_std
 
 WHITE = 128
@@ -151,8 +151,7 @@ def outside(operator: Operator, y: Values) -> Values:
 
 def inside(operator: Operator, values: Values) -> Values:
     """The measurement of a picture in [-1, 1] of which a file holds these values."""
-    y = 2 * values - np.asarray(operator.offset, np.float64)
-    return y if operator.seen is None else y * operator.seen
+    return (2 * values - np.asarray(operator.offset, np.float64)) * seen_of(operator)
 
 
 def taken(spec: Spec, operator: Operator, values: Values, noise: float) -> Taken:
@@ -175,7 +174,7 @@ def simulated(spec: Spec, operator: Operator, picture: Float[np.ndarray, "h w c"
         assert isinstance(spec, CT | FanCT)
         return counted(key, jnp.asarray(clean, jnp.float32), photons, spec.attenuation)
     drawn = np.asarray(jax.random.normal(key, operator.measured), np.float64)
-    return clean + noise * (drawn if operator.seen is None else drawn * operator.seen)
+    return clean + noise * drawn * seen_of(operator)
 
 
 def photons_of(spec: Spec) -> float:

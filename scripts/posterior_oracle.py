@@ -131,7 +131,9 @@ def study(name: str, data: exact.Normals) -> list[dict]:
         operator = value_of(text, OPERATORS, "--operator").on(SHAPE, {})
         assert isinstance(operator, Linear)
         matrix = matrix_of(operator)
-        seen = np.ones(operator.measured) if operator.seen is None else np.broadcast_to(operator.seen, operator.measured)
+        seen = (
+            np.ones(operator.measured) if operator.seen is None else np.broadcast_to(operator.seen, operator.measured)
+        )
         truths, measured = {}, {}
         for noise in NOISES:
             x = draws(data, 1, rng)[0]
@@ -176,7 +178,9 @@ def convergence(chains: int = 8192, steps: int = 200) -> list[dict]:
     truth, log_evidence = exact.conditioned(data, matrix[seen], y[seen], noise)
     levels, keys = levels_of(steps), image_keys(5, jnp.arange(chains))
     x = initial(keys, shape, jax.tree.map(lambda a: a[0], levels))
-    many = jnp.asarray(np.broadcast_to((y * seen).reshape(operator.measured), (chains, *operator.measured)), jnp.float32)
+    many = jnp.asarray(
+        np.broadcast_to((y * seen).reshape(operator.measured), (chains, *operator.measured)), jnp.float32
+    )
     for method in ("tds", "fk"):
         for size in SIZES:
             value = value_of(f"{method}(particles={size}, std={STD})", POSTERIORS, "--method")
@@ -217,7 +221,15 @@ def table(rows: list[dict], data: str) -> str:
 
 def particle_table(rows: list[dict]) -> str:
     """The convergence of populations."""
-    head = ["method", "particles", "mean squared error", "times particles", "bias of the mean", "evidence / exact", "ESS"]
+    head = [
+        "method",
+        "particles",
+        "mean squared error",
+        "times particles",
+        "bias of the mean",
+        "evidence / exact",
+        "ESS",
+    ]
     lines = [head, ["---"] * len(head)]
     for r in rows:
         figures = [f"{r['mse']:.2g}", f"{r['mse'] * r['particles']:.2f}", f"{r['bias']:.3f}"]

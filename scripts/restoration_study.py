@@ -75,7 +75,9 @@ def held_out(trained: Trained, data: str, split: str, count: int) -> np.ndarray:
     """
     own = trained.config.data
     if data or split:
-        images = images_of_data(dataclasses.replace(own, source=data or own.source, split=split or own.split, holdout=0.0))
+        images = images_of_data(
+            dataclasses.replace(own, source=data or own.source, split=split or own.split, holdout=0.0)
+        )
         found = images.read(np.arange(min(count, images.count or count)))
     else:
         source = open_validation(own)
@@ -181,9 +183,7 @@ def by_baseline(task: Task, name: str, count: int, distance: Distance | None):
         found = enlarged(task)[:count]
     else:
         tuning = slice(count, count + TUNED_ON)
-        errors = [
-            np.mean((least_variation(task, w, tuning) - (2 * task.truths[tuning] - 1)) ** 2) for w in WEIGHTS
-        ]
+        errors = [np.mean((least_variation(task, w, tuning) - (2 * task.truths[tuning] - 1)) ** 2) for w in WEIGHTS]
         extra["weight"], started = WEIGHTS[int(np.argmin(errors))], time.monotonic()
         found = least_variation(task, extra["weight"], slice(count))
     seconds = (time.monotonic() - started) / count

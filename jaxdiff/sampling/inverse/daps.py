@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Key
 from jaxdiff.core import gaussian
 from jaxdiff.core.types import Denoise, Level
 from jaxdiff.sampling.ddim import DDIM
-from jaxdiff.sampling.inverse.operator import Linear, NonLinear, Operator
+from jaxdiff.sampling.inverse.operator import Linear, NonLinear, Operator, seen_of
 from jaxdiff.sampling.inverse.problem import Problem, Stepping, correction, likelihood, need_noise, spread
 from jaxdiff.sampling.sample import fold, normal, normal_like, sample
 from jaxdiff.sampling.solver import Solver, State
@@ -62,9 +62,7 @@ class DAPS:
         def exactly(keys: Key[Array, "b"], middle: Image, r: Float[Array, ""]) -> Image:
             assert isinstance(operator, Linear)
             v = middle + r * normal_like(keys, middle)
-            n = problem.noise * normal(fold(keys, 1), operator.measured)
-            if operator.seen is not None:
-                n *= operator.seen
+            n = problem.noise * seen_of(operator) * normal(fold(keys, 1), operator.measured)
             return v + correction(problem._replace(y=problem.y + n), operator, v, jnp.square(problem.noise / r))
 
         def slowly(keys: Key[Array, "b"], middle: Image, r: Float[Array, ""]) -> Image:

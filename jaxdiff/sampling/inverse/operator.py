@@ -88,6 +88,11 @@ class Spec(Protocol):
         ...
 
 
+def seen_of(operator: Operator) -> np.ndarray:
+    """1 at the entries of a measurement that are measured, 0 at those that are always 0."""
+    return np.broadcast_to(1.0 if operator.seen is None else operator.seen, operator.measured)
+
+
 def inverse(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """1 / x, and 0 where x is 0."""
     return jnp.where(x > 0, 1 / jnp.where(x > 0, x, 1.0), 0.0)

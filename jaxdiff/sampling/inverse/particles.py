@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff.core import gaussian
 from jaxdiff.core.types import Denoise, Level
-from jaxdiff.sampling.inverse.operator import Operator
+from jaxdiff.sampling.inverse.operator import Operator, seen_of
 from jaxdiff.sampling.inverse.problem import Problem, Stepping, each, likelihood, need_noise, spread, with_pull
 from jaxdiff.sampling.sample import normal_like
 from jaxdiff.sampling.solver import Solver, State, decay
@@ -156,7 +156,5 @@ def log_density(problem: Problem, x0: Image) -> Float[Array, "b"]:
     """log N(y; A(x0), noise^2 I), over what is measured."""
     operator = problem.operator
     miss = (problem.y - operator.forward(x0)) / problem.noise
-    seen = math.prod(operator.measured)
-    if operator.seen is not None:
-        seen = float(jnp.sum(jnp.broadcast_to(operator.seen, operator.measured)))
+    seen = float(seen_of(operator).sum())
     return -0.5 * each(jnp.square(miss)) - seen * (0.5 * math.log(2 * math.pi) + jnp.log(problem.noise))
