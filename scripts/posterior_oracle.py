@@ -31,7 +31,7 @@ from jaxdiff.core.types import Level
 from jaxdiff.names import OPERATORS, POSTERIORS, value_of
 from jaxdiff.sampling import exact
 from jaxdiff.sampling.ancestral import Ancestral
-from jaxdiff.sampling.inverse.operator import Linear, matrix_of
+from jaxdiff.sampling.inverse.operator import Linear, matrix_of, seen_of
 from jaxdiff.sampling.inverse.problem import Problem
 from jaxdiff.sampling.sample import image_keys, initial, sample, sample_and_state
 
@@ -131,9 +131,7 @@ def study(name: str, data: exact.Normals) -> list[dict]:
         operator = value_of(text, OPERATORS, "--operator").on(SHAPE, {})
         assert isinstance(operator, Linear)
         matrix = matrix_of(operator)
-        seen = (
-            np.ones(operator.measured) if operator.seen is None else np.broadcast_to(operator.seen, operator.measured)
-        )
+        seen = seen_of(operator)
         truths, measured = {}, {}
         for noise in NOISES:
             x = draws(data, 1, rng)[0]
@@ -172,15 +170,13 @@ def convergence(chains: int = 8192, steps: int = 200) -> list[dict]:
     side, noise, rng, rows = 4, 0.2, np.random.default_rng(3), []
     data, shape = mixture(side), (side, side, 1)
     operator = value_of("mask(hidden=0.5)", OPERATORS, "--operator").on(shape, {})
-    assert isinstance(operator, Linear) and operator.seen is not None
-    matrix, seen = matrix_of(operator), operator.seen.ravel() > 0
+    assert isinstance(operator, Linear)
+    matrix, seen = matrix_of(operator), seen_of(operator).ravel() > 0
     y = matrix @ draws(data, 1, rng)[0] + noise * rng.normal(size=side * side)
     truth, log_evidence = exact.conditioned(data, matrix[seen], y[seen], noise)
     levels, keys = levels_of(steps), image_keys(5, jnp.arange(chains))
     x = initial(keys, shape, jax.tree.map(lambda a: a[0], levels))
-    many = jnp.asarray(
-        np.broadcast_to((y * seen).reshape(operator.measured), (chains, *operator.measured)), jnp.float32
-    )
+    many = jnp.broadcast_to(jnp.asarray((y * seen).reshape(shape), jnp.float32), (chains, *shape))
     for method in ("tds", "fk"):
         for size in SIZES:
             value = value_of(f"{method}(particles={size}, std={STD})", POSTERIORS, "--method")
@@ -221,15 +217,7 @@ def table(rows: list[dict], data: str) -> str:
 
 def particle_table(rows: list[dict]) -> str:
     """The convergence of populations."""
-    head = [
-        "method",
-        "particles",
-        "mean squared error",
-        "times particles",
-        "bias of the mean",
-        "evidence / exact",
-        "ESS",
-    ]
+    head = ["method", "K", "mean squared error", "times K", "bias of the mean", "evidence / exact", "least ESS"]
     lines = [head, ["---"] * len(head)]
     for r in rows:
         figures = [f"{r['mse']:.2g}", f"{r['mse'] * r['particles']:.2f}", f"{r['bias']:.3f}"]

@@ -4,10 +4,10 @@
 
 Five tasks (inpainting, 4x super-resolution, deblurring, 4x MRI, 20-view CT), several methods, and what is done without
 a network: the pseudo-inverse (bicubic enlargement, zero-filled k-space, filtered back-projection) and total variation
-(scikit-image, its weight chosen on pictures after those that are measured). Of every cell: PSNR, SSIM and, with --lpips,
-LPIPS of the mean of the draws and of single draws, the share of pixels in the 90 % intervals, network calls and seconds
-a draw. Each cell is a file in OUT/cells as soon as it is done, so that the same command goes on where it stopped;
-OUT/study.md holds the tables and OUT/TASK.png pictures.
+(scikit-image, its weight chosen on pictures after those that are measured). Of every cell: PSNR, SSIM and, with
+--lpips, LPIPS of the mean of the draws and of single draws, the share of pixels in the 90 % intervals, network calls
+and seconds a draw. Each cell is a file in OUT/cells as soon as it is done, so that the same command goes on where it
+stopped; OUT/study.md holds the tables and OUT/TASK.png pictures.
 """
 
 import argparse
@@ -75,9 +75,8 @@ def held_out(trained: Trained, data: str, split: str, count: int) -> np.ndarray:
     """
     own = trained.config.data
     if data or split:
-        images = images_of_data(
-            dataclasses.replace(own, source=data or own.source, split=split or own.split, holdout=0.0)
-        )
+        named = dataclasses.replace(own, source=data or own.source, split=split or own.split, holdout=0.0)
+        images = images_of_data(named)
         found = images.read(np.arange(min(count, images.count or count)))
     else:
         source = open_validation(own)

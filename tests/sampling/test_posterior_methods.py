@@ -15,7 +15,7 @@ from jaxdiff.sampling.ancestral import Ancestral
 from jaxdiff.sampling.heun import Heun
 from jaxdiff.sampling.inverse.daps import DAPS
 from jaxdiff.sampling.inverse.ddnm import DDNM
-from jaxdiff.sampling.inverse.operator import Linear, NonLinear, matrix_of
+from jaxdiff.sampling.inverse.operator import NonLinear, matrix_of, seen_of
 from jaxdiff.sampling.inverse.particles import Particles, Population, drawn, effective_size, weighed
 from jaxdiff.sampling.inverse.pigdm import PiGDM
 from jaxdiff.sampling.inverse.problem import Problem, correction, likelihood, spread
@@ -49,11 +49,7 @@ def problem_of(data, text, noise, seed=1):
     """(the operator, one measurement, the posterior, its log density)."""
     operator, rng = operator_of(text), np.random.default_rng(seed)
     a = matrix_of(operator)
-    seen = (
-        np.ones(len(a), bool)
-        if operator.seen is None
-        else np.broadcast_to(operator.seen, operator.measured).ravel() > 0
-    )
+    seen = seen_of(operator).ravel() > 0
     x = rng.multivariate_normal(data.means[0], data.covariances[0])
     y = (a @ x + noise * rng.normal(size=len(a))) * seen
     truth, surprise = exact.conditioned(data, a[seen], y[seen], noise)
@@ -269,9 +265,8 @@ def test_correction_minimises_its_sum_of_squares():
     operator, y, _, _ = problem_of(mixture(), TASKS[1], 0.2)
     a, lam = matrix_of(operator), 0.3
     x0 = np.random.default_rng(0).normal(size=(1, *SHAPE))
-    moved = correction(
-        Problem(operator, jnp.asarray(y[None], jnp.float32), jnp.zeros(())), operator, jnp.asarray(x0, jnp.float32), lam
-    )
+    problem = Problem(operator, jnp.asarray(y[None], jnp.float32), jnp.zeros(()))
+    moved = correction(problem, operator, jnp.asarray(x0, jnp.float32), jnp.float32(lam))
     want = np.linalg.solve(a.T @ a + lam * np.eye(D), a.T @ y.ravel() + lam * x0.ravel()) - x0.ravel()
     np.testing.assert_allclose(np.ravel(moved), want, atol=1e-4)
 
@@ -389,14 +384,10 @@ def test_methods_for_any_operator_lower_the_distance():
 @pytest.mark.parametrize(
     "text",
     [
-        "ddrm(eta=2.0)",
-        "ddnm(eta=-1.0)",
-        "pigdm(std=0.0)",
-        "dps(scale=-1.0)",
-        "diffpir(weight=0.0)",
-        "diffpir(fresh=2.0)",
-    ]
-    + ["red-diff(rate=0.0)", "daps(ode_steps=0)", "daps(step=2.0)", "tds(particles=0)", "fk(threshold=2.0)"],
+        *("ddrm(eta=2.0)", "ddnm(eta=-1.0)", "pigdm(std=0.0)", "dps(scale=-1.0)", "diffpir(weight=0.0)"),
+        *("diffpir(fresh=2.0)", "red-diff(rate=0.0)", "daps(ode_steps=0)", "daps(step=2.0)", "tds(particles=0)"),
+        "fk(threshold=2.0)",
+    ],
 )
 def test_fields_out_of_range(text):
     with pytest.raises(ValueError, match="not allowed"):
