@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from jaxdiff.commands import convert, evaluate, grid, lora, plan, precompute
+from jaxdiff.commands import convert, evaluate, grid, lora, plan, precompute, restore
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "convert": convert.main,
@@ -12,6 +12,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "lora": lora.main,
     "plan": plan.main,
     "precompute": precompute.main,
+    "restore": restore.main,
 }
 """Every command by its name."""
 

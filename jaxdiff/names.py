@@ -16,6 +16,23 @@ from jaxdiff.sampling.dpm_solver_single import DPMSolver, DPMSolverPPS
 from jaxdiff.sampling.euler_maruyama import EulerMaruyama
 from jaxdiff.sampling.guidance_rules import APG, CFG, AnyRule, CFGPlusPlus, CFGZeroStar, Rescale
 from jaxdiff.sampling.heun import Heun
+from jaxdiff.sampling.inverse.blur import GaussianBlur, MotionBlur
+from jaxdiff.sampling.inverse.daps import DAPS
+from jaxdiff.sampling.inverse.ddnm import DDNM
+from jaxdiff.sampling.inverse.ddrm import DDRM
+from jaxdiff.sampling.inverse.diffpir import DiffPIR
+from jaxdiff.sampling.inverse.dps import DPS
+from jaxdiff.sampling.inverse.jpeg import JPEG
+from jaxdiff.sampling.inverse.kspace import Cartesian, PoissonDisc, Radial
+from jaxdiff.sampling.inverse.operator import Spec
+from jaxdiff.sampling.inverse.particles import Particles
+from jaxdiff.sampling.inverse.phase import Phase
+from jaxdiff.sampling.inverse.pigdm import PiGDM
+from jaxdiff.sampling.inverse.pixels import Box, Grey, Mask
+from jaxdiff.sampling.inverse.problem import Method as Posterior
+from jaxdiff.sampling.inverse.radon import CT, FanCT
+from jaxdiff.sampling.inverse.red_diff import REDDiff
+from jaxdiff.sampling.inverse.separable import Bicubic, Downsample
 from jaxdiff.sampling.plms import PLMS, PNDM
 from jaxdiff.sampling.predictor_corrector import PredictorCorrector
 from jaxdiff.sampling.renoise import Renoise
@@ -78,6 +95,37 @@ RULES: Mapping[str, AnyRule] = {
     "cfg-zero": CFGZeroStar(),
 }
 """What `--guidance` names."""
+
+OPERATORS: Mapping[str, Spec] = {
+    "mask": Mask(),
+    "box": Box(),
+    "downsample": Downsample(),
+    "bicubic": Bicubic(),
+    "blur": GaussianBlur(),
+    "motion": MotionBlur(),
+    "grey": Grey(),
+    "jpeg": JPEG(),
+    "mri": Cartesian(),
+    "mri-radial": Radial(),
+    "mri-poisson": PoissonDisc(),
+    "ct": CT(),
+    "ct-fan": FanCT(),
+    "phase": Phase(),
+}
+"""What `--operator` names."""
+
+POSTERIORS: Mapping[str, Posterior] = {
+    "ddrm": DDRM(),
+    "ddnm": DDNM(),
+    "pigdm": PiGDM(),
+    "dps": DPS(),
+    "diffpir": DiffPIR(),
+    "red-diff": REDDiff(),
+    "daps": DAPS(),
+    "tds": Particles(),
+    "fk": Particles(twist=0.0),
+}
+"""What `--method` of `jaxdiff restore` names."""
 
 T = TypeVar("T")
 

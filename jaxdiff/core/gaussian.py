@@ -70,6 +70,19 @@ def from_eps(level: Level, x: Image, eps: Image, v: Image | None = None) -> Esti
     return Estimate((x - expand(level.sigma, x) * eps) / expand(level.alpha, x), eps, v)
 
 
+def pushed(level: Level, believed: Estimate, gradient: Image) -> Estimate:
+    """The estimate where `gradient`, that of a log likelihood in x, is added to the score -eps / sigma:
+
+        eps' = eps - sigma g,      x0' = x0 + sigma^2 / alpha g
+
+    At alpha = 0, where x says nothing of x0, there is no such likelihood and nothing changes.
+    """
+    alpha, sigma = (expand(a, gradient) for a in level)
+    some = alpha > 0
+    push = jnp.where(some, sigma * gradient, 0.0)
+    return Estimate(believed.x0 + sigma / jnp.where(some, alpha, 1.0) * push, believed.eps - push, believed.v)
+
+
 def check_solvable(prediction: Prediction, levels: Level) -> None:
     """Refuses concrete levels at which `estimate` divides by zero or the network's own inputs are not finite.
 

@@ -56,11 +56,8 @@ def classifier_guided(log_probs: LogProbs, label: Int[Array, "b"], scale: Scale)
                 of_label = jnp.take_along_axis(log_probs(x, cur), jnp.maximum(label, 0)[:, None], axis=1)[:, 0]
                 return jnp.sum(jnp.where(label < 0, 0.0, of_label))
 
-            x0, eps, v = denoise(x, cur, nxt)
-            alpha, sigma, s = (gaussian.expand(jnp.asarray(a), x) for a in (*cur, scale))
-            some = alpha > 0
-            push = jnp.where(some, s * sigma * jax.grad(chosen)(x), 0.0)
-            return Estimate(x0 + sigma / jnp.where(some, alpha, 1.0) * push, eps - push, v)
+            gradient = gaussian.expand(jnp.asarray(scale), x) * jax.grad(chosen)(x)
+            return gaussian.pushed(cur, denoise(x, cur, nxt), gradient)
 
         return guided
 

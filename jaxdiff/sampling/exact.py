@@ -4,6 +4,13 @@ A mixture of normals of means m_k and one standard deviation s, pixel by pixel:
 
     E[x0 | x] = sum_k p_k(x) (m_k + alpha s^2 (x - alpha m_k) / (alpha^2 s^2 + sigma^2))
 
+A mixture of normals of means m_k and covariances C_k over all pixels together:
+
+    E[x0 | x] = sum_k p_k(x) (m_k + alpha C_k (alpha^2 C_k + sigma^2 I)^-1 (x - alpha m_k))
+
+whose posterior given y = A x0 + noise n is another such mixture (`conditioned`), which is what methods for inverse
+problems are held against.
+
 A finite set of images x_i:
 
     E[x0 | x] = sum_i softmax_i(-|x - alpha x_i|^2 / (2 sigma^2)) x_i
@@ -13,6 +20,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdiff.core import gaussian
@@ -46,6 +54,67 @@ def of_mixture(data: Mixture) -> Denoise:
         return Estimate(jnp.sum(p * x0, -1), jnp.sum(p * gap * sigma / variance, -1))
 
     return denoise
+
+
+class Normals(NamedTuple):
+    """Images, flattened, are draws of a mixture of normals; in float64, for exact posteriors."""
+
+    means: Float[np.ndarray, "k d"]
+    covariances: Float[np.ndarray, "k d d"]
+    weights: Float[np.ndarray, "k"]
+
+    @property
+    def mean(self) -> Float[np.ndarray, "d"]:
+        """Of the whole mixture."""
+        return self.weights @ self.means
+
+    @property
+    def covariance(self) -> Float[np.ndarray, "d d"]:
+        """Of the whole mixture."""
+        gap = self.means - self.mean
+        within = np.einsum("k,kij->ij", self.weights, self.covariances)
+        return within + np.einsum("k,ki,kj->ij", self.weights, gap, gap)
+
+
+def of_normals(data: Normals) -> Denoise:
+    """The exact denoiser of such images, of any shape with d pixels and channels, at any level."""
+    values, vectors = np.linalg.eigh(data.covariances)
+    values, vectors, means = (jnp.asarray(a, jnp.float32) for a in (np.maximum(values, 0), vectors, data.means))
+    log_weights = jnp.log(jnp.asarray(data.weights, jnp.float32))
+
+    def turned(by: str, a: Array, b: Array) -> Array:
+        return jnp.einsum(by, a, b, precision=jax.lax.Precision.HIGHEST)
+
+    def denoise(x: Image, cur: Level, nxt: Level) -> Estimate:
+        alpha, sigma = (jnp.broadcast_to(v, x.shape[:1])[:, None, None] for v in cur)
+        variance = jnp.square(alpha) * values + jnp.square(sigma)
+        # In the coordinates of each covariance's vectors, [b, k, d].
+        gap = turned("bkd,kde->bke", x.reshape(x.shape[0], 1, -1) - alpha * means, vectors)
+        p = jax.nn.softmax(log_weights - 0.5 * jnp.sum(jnp.square(gap) / variance + jnp.log(variance), -1), axis=-1)
+        x0 = means + turned("bke,kde->bkd", alpha * values / variance * gap, vectors)
+        eps = turned("bke,kde->bkd", sigma / variance * gap, vectors)
+        return Estimate(*(turned("bk,bkd->bd", p, a).reshape(x.shape) for a in (x0, eps)))
+
+    return denoise
+
+
+def conditioned(
+    data: Normals, matrix: Float[np.ndarray, "m d"], y: Float[np.ndarray, "m"], noise: float
+) -> tuple[Normals, float]:
+    """(the posterior of such images given y = matrix x + noise n, the log density of y)."""
+    surprise = []
+    means, covariances = np.empty_like(data.means), np.empty_like(data.covariances)
+    for i, (mean, covariance) in enumerate(zip(data.means, data.covariances, strict=True)):
+        of_y = matrix @ covariance @ matrix.T + noise**2 * np.eye(y.size)
+        gain = np.linalg.solve(of_y, matrix @ covariance).T
+        miss = y - matrix @ mean
+        means[i] = mean + gain @ miss
+        covariances[i] = covariance - gain @ matrix @ covariance
+        log_det = np.linalg.slogdet(2 * np.pi * of_y)[1]
+        surprise.append(-0.5 * (miss @ np.linalg.solve(of_y, miss) + log_det))
+    logs = np.log(data.weights) + np.array(surprise)
+    total = float(np.logaddexp.reduce(logs))
+    return Normals(means, covariances, np.exp(logs - total)), total
 
 
 def of_images(images: Float[Array, "n h w c"]) -> Denoise:

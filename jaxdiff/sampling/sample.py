@@ -64,7 +64,8 @@ def on_path(path: Path) -> Transform:
     return transform
 
 
-def _fold(keys: Keys, number: Int[Array, ""] | int) -> Keys:
+def fold(keys: Keys, number: Int[Array, ""] | int) -> Keys:
+    """Each image's key folded with a number."""
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
@@ -88,18 +89,18 @@ def initial(keys: Keys, shape: tuple[int, int, int], level: Level) -> Image:
 
     The mean alpha * E[x0] is left out, so `level` should be all noise or nearly so.
     """
-    noise = normal(_fold(keys, 0), shape)
+    noise = normal(fold(keys, 0), shape)
     return gaussian.expand(level.sigma, noise) * noise
 
 
 def _scan(
     keys: Keys, x: Image, levels: Level, denoise: Denoise, solver: Solver, keep: bool
-) -> tuple[Image, PyTree[Array]]:
+) -> tuple[Image, State, PyTree[Array]]:
     def step(carry, inputs):
         (x, state), (number, cur, nxt) = carry, inputs
 
         def taken() -> tuple[Image, State]:
-            return solver.step(_fold(keys, number), x, state, cur, nxt, denoise)
+            return solver.step(fold(keys, number), x, state, cur, nxt, denoise)
 
         # From clean to clean, as at the end of a padded grid, there is nothing to do.
         x, state = jax.lax.cond((cur.sigma > 0) | (nxt.sigma > 0), taken, lambda: (x, state))
@@ -107,8 +108,8 @@ def _scan(
 
     cur, nxt = Level(levels.alpha[:-1], levels.sigma[:-1]), Level(levels.alpha[1:], levels.sigma[1:])
     numbers = jnp.arange(1, levels.alpha.shape[0])
-    (x, _), xs = jax.lax.scan(step, (x, solver.init(x, levels)), (numbers, cur, nxt))
-    return x, xs
+    (x, state), xs = jax.lax.scan(step, (x, solver.init(x, levels)), (numbers, cur, nxt))
+    return x, state, xs
 
 
 def sample(keys: Keys, x: Image, levels: Level, denoise: Denoise, solver: Solver) -> Image:
@@ -129,4 +130,9 @@ def trajectory(
 
     Costs the memory of num_steps batches. The states are as noisy and as large as their levels say.
     """
-    return _scan(keys, x, levels, denoise, solver, keep=True)[1]
+    return _scan(keys, x, levels, denoise, solver, keep=True)[2]
+
+
+def sample_and_state(keys: Keys, x: Image, levels: Level, denoise: Denoise, solver: Solver) -> tuple[Image, State]:
+    """What `sample` returns, and what the solver remembers after the last step."""
+    return _scan(keys, x, levels, denoise, solver, keep=False)[:2]
