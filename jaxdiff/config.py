@@ -83,6 +83,8 @@ class Sampling:
     """The sigma/alpha at which there is guidance."""
     pag_scale: float = 0.0
     """Perturbed-attention guidance: away from the network with identity attention in its middle; 0: none."""
+    distilled_scale: float = 3.5
+    """The strength of guidance that networks are told which were distilled with it (FLUX.1-dev); no others are."""
     threshold: Literal["none", "static", "dynamic"] = "static"
     """Keep x0 estimates in [-1, 1]: by clipping (static) or by Imagen's quantile rule (dynamic)."""
 
@@ -113,7 +115,7 @@ class Config:
     """Other defaults of sampling."""
     text: str = ""
     """What reads captions and prompts, for networks that are told them: `words`, the network's own text encoder, which
-    learns with it; `minilm` or `minilm=FILE`, frozen."""
+    learns with it; `minilm` or `minilm=FILE`, frozen; `published=FOLDER`, the encoders of a published pipeline."""
     text_length: int = 32
     """Tokens of a text that a frozen encoder reads; longer ones are cut."""
     codec: str = ""

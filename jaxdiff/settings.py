@@ -9,6 +9,7 @@ from etils import epath
 
 from jaxdiff.config import Config
 from jaxdiff.names import GRIDS, RULES, SOLVERS, value_of
+from jaxdiff.networks.flux import Flux
 from jaxdiff.sampler import is_guided
 from jaxdiff.sampling.guidance_rules import Interval
 from jaxdiff.texts import Reader
@@ -42,9 +43,11 @@ class Settings:
     prompt: str | None = None
     """What all images show, in words (by default captions that the run was trained on, in turn)."""
     negative_prompt: str | None = None
-    """What guidance leads away from (by default the absent prompt)."""
+    """What guidance leads away from (by default no prompt; with published models the empty one, as theirs do)."""
     cfg_scale: float | None = None
     """Classifier-free guidance, or autoguidance with --guide; 1 is none (by default the run's own)."""
+    distilled_scale: float | None = None
+    """The strength of guidance that FLUX.1-dev is told (by default 3.5), besides which --cfg-scale guides as ever."""
     guidance: str | None = None
     """How guidance combines two beliefs (by default the run's own, cfg in most presets), by name or with fields:
     "apg(radius=5)"."""
@@ -91,6 +94,7 @@ def with_settings(config: Config, settings: Settings) -> Config:
         "guidance": settings.guidance and value_of(settings.guidance, RULES, "--guidance"),
         "interval": settings.interval and Interval(*settings.interval),
         "pag_scale": settings.pag_scale,
+        "distilled_scale": settings.distilled_scale,
         "threshold": settings.threshold,
     }
     sampling = dataclasses.replace(config.sampling, **{k: v for k, v in changed.items() if v is not None})
@@ -102,6 +106,11 @@ def with_settings(config: Config, settings: Settings) -> Config:
         raise ValueError(
             f"cfg_scale = {settings.cfg_scale} is not allowed: this network is told of no classes or texts "
             "(--cfg-scale, --guide)"
+        )
+    if settings.distilled_scale is not None and not (isinstance(config.network, Flux) and config.network.guidance):
+        raise ValueError(
+            f"distilled_scale = {settings.distilled_scale} is not allowed: this network is told no strength of "
+            "guidance, use --cfg-scale (--distilled-scale)"
         )
     return config
 
