@@ -18,6 +18,8 @@ from jaxdiff.networks import clip
 from jaxdiff.networks.clip import CLIP, TextTower, VisionTower
 from jaxdiff.networks.feature_net import FeatureNet, Features, resized
 from jaxdiff.networks.pillow_resize import PILLOW_BICUBIC
+from jaxdiff.pretrained import both_ways
+from jaxdiff.pretrained.both_ways import Pairs, rules
 from jaxdiff.pretrained.clip_text import read_tokenizer
 from jaxdiff.pretrained.vit import Rules, join, rename, stacked_layout
 from jaxdiff.pretrained.weights import fill, read_weights, sha256
@@ -32,25 +34,32 @@ NETWORKS: Mapping[str, CLIP] = {
 
 FILES = "model.safetensors of transformers' CLIPModel"
 
-TRANSFORMERS: Rules = (
-    (r"^(vision|text)_model\.embeddings\.position_ids$", ""),  # 0, 1, 2, ... in older files
-    (r"^vision_model\.embeddings\.class_embedding$", "vision.cls"),
-    (r"^vision_model\.embeddings\.patch_embedding\.", "vision.patches."),
-    (r"^text_model\.embeddings\.token_embedding\.", "text.tokens."),
-    (r"^(vision|text)_model\.embeddings\.position_embedding\.weight$", r"\1.positions"),
-    (r"^vision_model\.pre_layrnorm\.", "vision.norm_in."),
-    (r"^vision_model\.post_layernorm\.", "vision.norm_out."),
-    (r"^text_model\.final_layer_norm\.", "text.norm_out."),
-    (r"^visual_projection\.weight$", "vision.projection.weight"),
-    (r"^text_projection\.weight$", "text.projection.weight"),
-    (r"^(vision|text)_model\.encoder\.layers\.(\d+)\.", r"\1.blocks.\2."),
-    (r"\.layer_norm1\.", ".norm_0."),
-    (r"\.layer_norm2\.", ".norm_1."),
-    (r"\.self_attn\.(q|k|v)_proj\.", r".\1."),
-    (r"\.self_attn\.out_proj\.", ".out."),
-    (r"\.mlp\.fc1\.", ".mlp_0."),
-    (r"\.mlp\.fc2\.", ".mlp_1."),
+PAIRS: Pairs = (
+    ("vision_model.embeddings.class_embedding", "vision.cls"),
+    ("vision_model.embeddings.patch_embedding.", "vision.patches."),
+    ("vision_model.embeddings.position_embedding.weight", "vision.positions"),
+    ("vision_model.pre_layrnorm.", "vision.norm_in."),
+    ("vision_model.post_layernorm.", "vision.norm_out."),
+    ("vision_model.encoder.layers.", "vision.blocks."),
+    ("visual_projection.", "vision.projection."),
+    ("text_model.embeddings.token_embedding.", "text.tokens."),
+    ("text_model.embeddings.position_embedding.weight", "text.positions"),
+    ("text_model.final_layer_norm.", "text.norm_out."),
+    ("text_model.encoder.layers.", "text.blocks."),
+    ("text_projection.", "text.projection."),
+    (".layer_norm1.", ".norm_0."),
+    (".layer_norm2.", ".norm_1."),
+    (".self_attn.q_proj.", ".q."),
+    (".self_attn.k_proj.", ".k."),
+    (".self_attn.v_proj.", ".v."),
+    (".self_attn.out_proj.", ".out."),
+    (".mlp.fc1.", ".mlp_0."),
+    (".mlp.fc2.", ".mlp_1."),
 )
+"""transformers' names, and ours."""
+
+NUMBERS = ((r"^(vision|text)_model\.embeddings\.position_ids$", ""),)
+"""0, 1, 2, ... in older files."""
 
 OPENAI: Rules = (
     ("^(input_resolution|context_length|vocab_size)$", ""),  # numbers, stored beside the weights
@@ -100,6 +109,11 @@ def load_text(tensors: Mapping[str, np.ndarray], tower: TextTower) -> Params:
     return fill(_of_one("text", tensors), shapes, layout=stacked_layout)
 
 
+def dump(params: Mapping[str, object]) -> dict[str, np.ndarray]:
+    """The tensors of transformers' file of these towers, "vision" or "text" or both: what was loaded, bit for bit."""
+    return both_ways.dump(params, PAIRS)
+
+
 def open_clip(spec: str, path: Path) -> FeatureNet:
     """The vision tower of `NETWORKS`, its features the projected embeddings, not of unit length.
 
@@ -137,7 +151,7 @@ def open_clip_text(spec: str, path: Path, tokenizer: Path) -> Callable[[Sequence
 
 
 def _flat(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    flat = join(rename(tensors, TRANSFORMERS + OPENAI))
+    flat = join(rename(tensors, NUMBERS + rules(PAIRS) + OPENAI))
     for tower in ("vision", "text"):
         if f"{tower}.projection.matrix" in flat:  # OpenAI multiplies from the right
             flat[f"{tower}.projection.weight"] = flat.pop(f"{tower}.projection.matrix").T
