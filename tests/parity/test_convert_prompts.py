@@ -26,7 +26,8 @@ from jaxdiff.trained import open_trained, with_prompt  # noqa: E402
 INDICES = np.arange(8, dtype=np.int32)  # a multiple of the devices
 STEPS, SIDE = 5, 16
 PROMPT, AWAY = "A cat!  and a DOG's ca", "dog, dog"
-PROMPTS = [PROMPT, "", "dog " * 90]
+LONG = 150
+PROMPTS = [PROMPT, "", "dog " * LONG]
 EULER, FLUX = "EulerDiscreteScheduler", "FluxPipeline"
 
 
@@ -162,15 +163,6 @@ def test_features_of_encoders(name, tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(small.PIPELINES, name, FEATURES[name])
     pipeline, _, folder = saved(name, tmp_path, monkeypatch)
     trained = opened(folder, prompt=PROMPT)
-    if "pixart" in name:
-        PipelineClass = type(pipeline)
-        monkeypatch.setattr(
-            PipelineClass,
-            "_text_preprocessing",
-            lambda self, text, clean_caption=False: [
-                t.lower().strip() for t in ([text] if isinstance(text, str) else text)
-            ],
-        )
     want, away = features(pipeline, PROMPTS)
     with caplog.at_level(logging.WARNING, "jaxdiff"):
         got = trained.reader.conditions(PROMPTS)
@@ -185,12 +177,11 @@ def test_features_of_encoders(name, tmp_path, monkeypatch, caplog):
     assert got.keys() - {"size", "guidance_scale"} == want.keys()
     # Of the last prompt each encoder tells what it has not read, once.
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("jaxdiff")]
-    lengths = {"CLIP": 75} if any(key in name for key in ("sd", "flux")) else {}
-    lengths |= {"pixart-alpha": {"T5": 119}}.get(name, {})
-    assert len(lines) == len(lengths)
-    for kind, read in lengths.items():
+    read = {"pixart-alpha": {"T5": 119}, "pixart-sigma": {}}.get(name, {"CLIP": 75})
+    assert len(lines) == len(read)
+    for kind, words in read.items():
         (line,) = [line for line in lines if line.startswith(kind)]
-        assert line.endswith(repr(("dog " * (90 - read if read < 90 else 0)).strip())), line
+        assert line.endswith(repr(("dog " * (LONG - words)).strip())), line
 
 
 def test_without_encoders_it_says_so(tmp_path, capsys):
