@@ -44,6 +44,9 @@ class Settings:
     """What all images show, in words (by default captions that the run was trained on, in turn)."""
     negative_prompt: str | None = None
     """What guidance leads away from (by default no prompt; with published models the empty one, as theirs do)."""
+    text_parts: int | None = None
+    """Parts of 75 tokens in which CLIP reads a prompt of a published model, one after the other (by default one, and
+    what is longer is cut)."""
     cfg_scale: float | None = None
     """Classifier-free guidance, or autoguidance with --guide; 1 is none (by default the run's own)."""
     distilled_scale: float | None = None
@@ -79,7 +82,7 @@ class Settings:
     """How the devices share out images and parameters; changes nothing else."""
 
     def __post_init__(self) -> None:
-        for name, low in {"batch_size": 1, "seed": 0, "steps": 1, "tile": 0}.items():
+        for name, low in {"batch_size": 1, "seed": 0, "steps": 1, "tile": 0, "text_parts": 1}.items():
             value = getattr(self, name)
             if value is not None and not low <= value < 2**31:
                 flag = name.replace("_", "-")
@@ -101,12 +104,15 @@ def with_settings(config: Config, settings: Settings) -> Config:
     solver = config.solver if settings.solver is None else value_of(settings.solver, SOLVERS, "--solver")
     grid = config.grid if settings.grid in (None, "optimised") else value_of(settings.grid, GRIDS, "--grid")
     codec = config.codec if settings.codec is None else settings.codec
-    config = dataclasses.replace(config, sampling=sampling, solver=solver, grid=grid, codec=codec)
+    parts = config.text_parts if settings.text_parts is None else settings.text_parts
+    config = dataclasses.replace(config, sampling=sampling, solver=solver, grid=grid, codec=codec, text_parts=parts)
     if settings.cfg_scale not in (None, 1) and not (is_guided(config) or settings.guide):
         raise ValueError(
             f"cfg_scale = {settings.cfg_scale} is not allowed: this network is told of no classes or texts "
             "(--cfg-scale, --guide)"
         )
+    if settings.text_parts is not None and not config.text.startswith("published"):
+        raise ValueError(f"text_parts = {parts} is not allowed: no CLIP gives this network tokens (--text-parts)")
     if settings.distilled_scale is not None and not (isinstance(config.network, Flux) and config.network.guidance):
         raise ValueError(
             f"distilled_scale = {settings.distilled_scale} is not allowed: this network is told no strength of "

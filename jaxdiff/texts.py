@@ -103,7 +103,8 @@ def open_reader(config: Config, tokenizer: str) -> Reader | None:
     if kind == "published" and file:
         network = config.network
         assert isinstance(network, UNet | PixArt | MMDiT | Flux)
-        prompts, beside = open_prompts(Path(file), network.text_width, config.text_length), told_beside(config)
+        prompts = open_prompts(Path(file), network.text_width, config.text_length, config.text_parts)
+        beside = told_beside(config)
         said = {name: leaf.tolist() for name, leaf in beside.items()}
         digest = hashlib.sha256(f"{prompts.sha256} {said}".encode()).hexdigest()
         return Reader(kept(prompts.encode, KEPT), digest, prompts.empty, beside)

@@ -72,6 +72,11 @@ def test_only_distilled_networks_are_told_a_strength():
             with_settings(config_of(network), Settings(distilled_scale=2.0))
 
 
+def test_a_prompt_is_read_in_parts_by_clip_alone():
+    with pytest.raises(ValueError, match=r"text_parts = 2 .*--text-parts"):
+        with_settings(config_of(UNet()), Settings(text_parts=2))
+
+
 def test_other_readers_are_refused():
     for text in ("published", "published=", "clip=x"):
         with pytest.raises(ValueError, match="words, minilm, minilm=FILE or published=FOLDER"):

@@ -13,7 +13,7 @@ from jaxdiff.networks.vit import Activation, gelu, quick_gelu
 from jaxdiff.pretrained.fields import Json, whole
 from jaxdiff.pretrained.folders import read_json
 from jaxdiff.pretrained.pickles import refusing
-from jaxdiff.pretrained.tokens import Tokenize, from_json, rows_by
+from jaxdiff.pretrained.tokens import Tokenize, Tokens, from_json, rows_by
 
 Ids: TypeAlias = Int[np.ndarray, "b n"]
 """Tokens of texts."""
@@ -74,10 +74,11 @@ def read_tokenizer(path: Path, length: int = 77, pad: int | None = None) -> Call
     return lambda texts: tokenize(texts).ids
 
 
-def open_tokenizer(folder: Path, length: int) -> Tokenize:
+def open_tokenizer(folder: Path, length: int, parts: int = 1) -> Tokenize:
     """The tokenizer in a folder of transformers', a tokenizer.json or a vocab.json with its merges.txt.
 
     As there, shorter texts are filled up with the folder's own pad token, which means itself where it stands in a text.
+    A text becomes `parts` rows of `length` tokens, one after the other, each with a start and an end of its own.
     Raises FileNotFoundError where there is none, ValueError for another kind.
     """
     said: dict[str, object] = {}
@@ -95,7 +96,24 @@ def open_tokenizer(folder: Path, length: int) -> Tokenize:
         raise ValueError(f"{file} has no token {pad!r}, with which tokenizer_config.json fills up texts")
     tokenizer.add_special_tokens([pad])
     _check_ends(tokenizer, file)
-    return rows_by(tokenizer, length, fill)
+    return _in_parts(rows_by(tokenizer, parts * (length - 2) + 2, fill), length, parts, fill)
+
+
+def _in_parts(tokenize: Tokenize, length: int, parts: int, fill: int) -> Tokenize:
+    """Of what `tokenize` says the tokens between start and end, cut into parts of `length`, ends included."""
+
+    def tokenized(texts: Sequence[str]) -> Tokens:
+        whole = tokenize(texts)
+        ids = np.full((len(texts), parts, length), fill, np.int32)
+        mask = np.zeros(ids.shape, bool)
+        for row, count in enumerate(whole.mask.sum(1)):
+            start, *words, end = whole.ids[row, :count]
+            for part in range(parts):
+                found = [start, *words[part * (length - 2) : (part + 1) * (length - 2)], end]
+                ids[row, part, : len(found)], mask[row, part, : len(found)] = found, True
+        return Tokens(ids.reshape(len(texts), -1), mask.reshape(len(texts), -1), whole.cut)
+
+    return tokenized
 
 
 def _check_ends(tokenizer, file: Path) -> None:

@@ -158,18 +158,19 @@ def lacking(folder: Path) -> list[str]:
     return [f"{PARTS[1]}{place}" for place in needed if not _has(folder, index, place)]
 
 
-def open_prompts(folder: Path, width: int, length: int) -> Prompts:
+def open_prompts(folder: Path, width: int, length: int, parts: int = 1) -> Prompts:
     """The reader of the pipeline in `folder`, for a network that takes tokens of `width` channels.
 
-    `length`: tokens that a T5 reads, as in its recipe unless another is wished for; CLIP's are its own.
+    `length`: tokens that a T5 reads, as in its recipe unless another is wished for. `parts`: how many times a CLIP
+    reads its own number of tokens of a prompt, one after the other; its pooled features are those of the first part.
     Raises FileNotFoundError or ValueError, one line that names what is missing or not supported.
     """
     index = read_json(folder / INDEX)
     recipe = RECIPES[str(index["_class_name"])]
-    clips, long = open_encoders(folder, index, width, length)
+    clips, long = open_encoders(folder, index, width, length, parts)
     said = index.get("force_zeros_for_empty_prompt", recipe.nothing)
     digests = [f"{place} {sha256(path)}" for place, path in sorted(files_of(folder).items())]
-    digest = hashlib.sha256("\n".join([*digests, f"{width} {length}"]).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join([*digests, f"{width} {length} {parts}"]).encode()).hexdigest()
 
     def encode(texts: Sequence[str]) -> Leaves:
         return _encode(recipe, clips, long, [recipe.prepared(text) for text in texts], width, length)
@@ -177,10 +178,14 @@ def open_prompts(folder: Path, width: int, length: int) -> Prompts:
     return Prompts(encode, digest, None if said else "")
 
 
-def open_encoders(folder: Path, index: Json, width: int, length: int) -> tuple[tuple[Encoder, ...], Encoder | None]:
+def open_encoders(
+    folder: Path, index: Json, width: int, length: int, parts: int = 1
+) -> tuple[tuple[Encoder, ...], Encoder | None]:
     """The CLIPs and the T5 of a pipeline, without their weights. Raises as `open_prompts`."""
     recipe = RECIPES[str(index["_class_name"])]
-    clips = tuple(_clip(folder, index, clip.place) for clip in recipe.clips)
+    if parts > 1 and not any(clip.tokens for clip in recipe.clips):
+        raise ValueError(f"text_parts = {parts} is not allowed: no CLIP gives this network tokens (--text-parts)")
+    clips = tuple(_clip(folder, index, clip.place, parts) for clip in recipe.clips)
     long = None
     if recipe.t5 and (recipe.t5.needed or _has(folder, index, recipe.t5.place)):
         long = _t5(folder, index, recipe.t5, length)
@@ -246,7 +251,7 @@ def _kind(folder: Path, index: Json, place: str, allowed: Sequence[str]) -> str:
     return kind
 
 
-def _clip(folder: Path, index: Json, place: str) -> Encoder:
+def _clip(folder: Path, index: Json, place: str, parts: int) -> Encoder:
     projected = CLIPS[_kind(folder, index, place, tuple(CLIPS))]
     part = folder / f"{PARTS[1]}{place}"
     with refusing(part):
@@ -260,9 +265,13 @@ def _clip(folder: Path, index: Json, place: str) -> Encoder:
             return load_text(tensors, tower)
 
     def features(tokens: Tokens) -> TextFeatures:
-        return jax.tree.map(np.asarray, apply({"params": params()}, tokens.ids))
+        b = len(tokens.ids)
+        found = apply({"params": params()}, tokens.ids.reshape(b * parts, -1))
+        apart = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(b, parts, *leaf.shape[1:]), found)
+        rows = {name: getattr(apart, name).reshape(b, -1, tower.width) for name in ("last", "penultimate")}
+        return TextFeatures(pooled=apart.pooled[:, 0], embedding=apart.embedding[:, 0], **rows)
 
-    tokenize = clip_text.open_tokenizer(folder / f"{PARTS[0]}{place}", tower.length)
+    tokenize = clip_text.open_tokenizer(folder / f"{PARTS[0]}{place}", tower.length, parts)
     return Encoder("CLIP", tower.width, tokenize, features)
 
 

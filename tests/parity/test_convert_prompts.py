@@ -184,6 +184,20 @@ def test_features_of_encoders(name, tmp_path, monkeypatch, caplog):
         assert line.endswith(repr(("dog " * (LONG - words)).strip())), line
 
 
+def test_long_prompts_in_parts(tmp_path, monkeypatch, caplog):
+    _, _, folder = saved("sdxl", tmp_path, monkeypatch)
+    once, twice = (opened(folder, prompt=PROMPT, text_parts=parts).reader for parts in (1, 2))
+    words = "dog " * 75
+    short, full, empty = (once.conditions([text])["text_tokens"] for text in (PROMPT, words, ""))
+    with caplog.at_level(logging.WARNING, "jaxdiff"):
+        found = twice.conditions([PROMPT, words * 2, "dog " * 151])
+    for tokens, want in zip(found["text_tokens"], ((short, empty), (full, full), (full, full)), strict=True):
+        np.testing.assert_allclose(tokens, np.concatenate(want, axis=1)[0], atol=1e-5)
+    np.testing.assert_allclose(found["text_pooled"][:1], once.conditions([PROMPT])["text_pooled"], atol=1e-5)
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("jaxdiff")]
+    assert line.endswith("'dog'") and once.sha256 != twice.sha256
+
+
 def test_without_encoders_it_says_so(tmp_path, capsys):
     small.sd().save_pretrained(tmp_path / "theirs")
     shutil.rmtree(tmp_path / "theirs" / "text_encoder")
