@@ -1,13 +1,12 @@
 """Small text-to-image pipelines of diffusers, of random weights and tokenizers of a few words, for tests of parity."""
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
+from small_tokenizers import clip_tokenizer, clip_words, t5_tokenizer
 from small_unets import SD1, SDXL
 
 VAE = {
@@ -20,8 +19,6 @@ VAE = {
 }
 HEADS = {"attention_head_dim": 16, "num_attention_heads": 2, "num_layers": 2}
 SD_STEPS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
-EXTRA = 3
-"""Gaps that T5's small tokenizer has."""
 
 
 def filled(model, scale=0.05):
@@ -32,43 +29,6 @@ def filled(model, scale=0.05):
         for parameter in model.parameters():
             parameter += scale * torch.randn(parameter.shape, generator=generator)
     return model.eval()
-
-
-def clip_words() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """(the vocabulary, the merges) of CLIP's kind of tokenizer: bytes, of which "!" is number 0, and four merges."""
-    alphabet = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789!,.'"))
-    merges = [("c", "a"), ("ca", "t</w>"), ("d", "o"), ("do", "g</w>")]
-    words = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
-    return {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}, merges
-
-
-def clip_tokenizer(pad="<|endoftext|>"):
-    vocab, merges = clip_words()
-    return transformers.CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad, model_max_length=77)
-
-
-def as_published(folder: Path) -> None:
-    """The tokenizer in `folder` as it was published before there was a tokenizer.json."""
-    vocab, merges = clip_words()
-    (folder / "tokenizer.json").unlink()
-    (folder / "vocab.json").write_text(json.dumps(vocab))
-    lines = [" ".join(pair) for pair in merges]
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines, ""]))
-    said = json.loads((folder / "tokenizer_config.json").read_text())
-    said = {name: said[name] for name in ("bos_token", "eos_token", "unk_token", "pad_token", "model_max_length")}
-    (folder / "tokenizer_config.json").write_text(json.dumps(said | {"tokenizer_class": "CLIPTokenizer"}))
-
-
-def t5_words() -> list[tuple[str, float]]:
-    """The pieces of T5's kind of tokenizer, with their scores."""
-    pieces = ["▁cat", "▁dog", "▁a", *"▁abcdefghijklmnopqrstuvwxyz!,.'"]
-    scored = [(piece, -1.0 - 0.1 * i) for i, piece in enumerate(pieces)]
-    return [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *scored]
-
-
-def t5_tokenizer():
-    vocab = [*t5_words(), *((f"<extra_id_{i}>", 0.0) for i in range(EXTRA - 1, -1, -1))]
-    return transformers.T5Tokenizer(vocab=vocab, extra_ids=EXTRA)
 
 
 def clip(width: int, projection: int | None = None, act="quick_gelu", depth=3, end: int | None = None):
@@ -85,7 +45,7 @@ def clip(width: int, projection: int | None = None, act="quick_gelu", depth=3, e
 
 def t5(width: int):
     config = transformers.T5Config(
-        vocab_size=len(t5_words()) + EXTRA + 5, d_model=width, d_kv=5, d_ff=24, num_layers=2, num_heads=3,
+        vocab_size=len(t5_tokenizer()) + 5, d_model=width, d_kv=5, d_ff=24, num_layers=2, num_heads=3,
         relative_attention_num_buckets=8, relative_attention_max_distance=12, feed_forward_proj="gated-gelu",
         tie_word_embeddings=False,
     )  # fmt: skip

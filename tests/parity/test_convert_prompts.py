@@ -1,5 +1,6 @@
 """Prompts of published text-to-image pipelines: small ones of diffusers, saved, converted, and sampled by both."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -15,6 +16,7 @@ diffusers = pytest.importorskip("diffusers", reason="needs the extra parity")
 transformers = pytest.importorskip("transformers", reason="needs the extra parity")
 
 import small_pipelines as small  # noqa: E402
+from small_tokenizers import as_published, clip_tokenizer  # noqa: E402
 
 from jaxdiff import families  # noqa: E402
 from jaxdiff.commands import convert  # noqa: E402
@@ -40,7 +42,7 @@ def saved(name, tmp_path, monkeypatch):
     pipeline.save_pretrained(theirs)
     if name == "sdxl":
         for tokenizer in ("tokenizer", "tokenizer_2"):
-            small.as_published(theirs / tokenizer)
+            as_published(theirs / tokenizer)
     convert.main([str(theirs), str(tmp_path / "first")])
     (tmp_path / "first").rename(folder)
     return pipeline, theirs, folder
@@ -107,7 +109,8 @@ def test_pictures_of_a_prompt(name, tmp_path, monkeypatch):
     error = off(images, sampled(pipeline, x, 3.0))
     print(f"{name}: {error} of 255")
     assert error <= 1, error
-    away = opened(folder, prompt=PROMPT, cfg_scale=3.0, negative_prompt=AWAY).images(INDICES)
+    settings = dataclasses.replace(trained.settings, negative_prompt=AWAY)
+    away = dataclasses.replace(trained, settings=settings).images(INDICES)
     assert off(away, sampled(pipeline, x, 3.0, AWAY)) <= 1
     other = with_prompt(trained, "a dog").images(INDICES)
     assert differs(images, away) and differs(images, other)
@@ -230,9 +233,9 @@ def test_encoders_that_are_refused(change, says, tmp_path, capsys):
 def test_tokens_of_clip(pad, layout, tmp_path):
     from jaxdiff.pretrained.clip_text import open_tokenizer
 
-    small.clip_tokenizer(pad).save_pretrained(tmp_path)
+    clip_tokenizer(pad).save_pretrained(tmp_path)
     if layout == "vocab.json":
-        small.as_published(tmp_path)
+        as_published(tmp_path)
     theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path)
     texts = ["A cat,  and a DOG!", "", "it's 10 o'clock!!", "é ü <|endoftext|> dog", "\ncat\t2", "cat dog " * 9]
     want = theirs(texts, padding="max_length", max_length=12, truncation=True)
