@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from jaxdiff.families import Family, family_of, written_json
 from jaxdiff.models import Checkpoint
 from jaxdiff.networks.dit import DiT
 from jaxdiff.networks.unet import UNet
-from jaxdiff.pipelines import INDEX, PIPELINES, PUBLISHED, SCHEDULER, TEXT, TEXT_PARTS, tokens_of
+from jaxdiff.pipelines import PIPELINES, PUBLISHED, SCHEDULER, TEXT, tokens_of
 from jaxdiff.pretrained import safetensors
 from jaxdiff.pretrained.folders import WEIGHTS, read_json, weights_file
+from jaxdiff.pretrained.prompts import INDEX, PARTS
 from jaxdiff.schedulers import Schedule, open_scheduler, scheduler_json
 
 Json = Mapping[str, object]
@@ -53,6 +54,7 @@ def export(model: Checkpoint, folder: Path, out: Path) -> str:
     scheduler = scheduler or scheduler_json(schedule)
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     files = {**_codec_files(config), **_text_files(folder / TEXT)}
+    index = _without_absent(index, {family.part, "scheduler", *(place.partition("/")[0] for place in files)})
 
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.parent / f".{out.name}.part-{os.getpid()}"
@@ -122,6 +124,11 @@ def _index(model: Checkpoint, file: Path, kind: str, family: Family) -> dict[str
     return index
 
 
+def _without_absent(index: Json, parts: Collection[str]) -> dict[str, object]:
+    """The index without the names of parts that are not written, such as checks of what a picture shows."""
+    return {name: [None, None] if isinstance(v, list) and name not in parts else v for name, v in index.items()}
+
+
 def _codec_files(config: Config) -> dict[str, Path]:
     latents, (name, _, place) = config.latents, config.codec.partition("=")
     if latents is None:
@@ -137,4 +144,4 @@ def _codec_files(config: Config) -> dict[str, Path]:
 def _text_files(folder: Path) -> dict[str, Path]:
     files = sorted(folder.rglob("*")) if folder.is_dir() else []
     names = {path: path.relative_to(folder) for path in files if path.is_file()}
-    return {str(name): path for path, name in names.items() if name.parts[0].startswith(TEXT_PARTS)}
+    return {str(name): path for path, name in names.items() if name.parts[0].startswith(PARTS)}

@@ -4,12 +4,13 @@
     model.safetensors           unet or transformer
     config.json                 the same, scheduler, and what the pipeline's class does by default
     codec                       vae
-    text                        tokenizer, text_encoder and their numbered fellows
+    text                        tokenizer, text_encoder and their numbered fellows: see pretrained/prompts.py
     published                   the JSON files as they were, for the way back
 
 Where a folder holds no folder of a part, as those of the first DDPMs, the part lies in the folder itself.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -20,21 +21,22 @@ from jaxdiff.core.paths import DiscreteVP
 from jaxdiff.data import Data, Latents
 from jaxdiff.families import FAMILIES, Part, class_of, read_part
 from jaxdiff.models import Checkpoint
-from jaxdiff.networks.flux import PATCH
+from jaxdiff.networks.flux import PATCH, Flux
+from jaxdiff.networks.mmdit import MMDiT
+from jaxdiff.networks.pixart import PixArt
+from jaxdiff.networks.unet import UNet
 from jaxdiff.objectives.denoising import Denoising
 from jaxdiff.objectives.hybrid import Hybrid
 from jaxdiff.pretrained.autoencoder import open_autoencoder
+from jaxdiff.pretrained.fields import Json
 from jaxdiff.pretrained.folders import read_json, weights_file
 from jaxdiff.pretrained.pickles import refusing
+from jaxdiff.pretrained.prompts import INDEX, RECIPES, files_of, lacking, open_encoders
 from jaxdiff.schedulers import Schedule, open_scheduler
 
-INDEX = "model_index.json"
 SCHEDULER = "scheduler_config.json"
 CODEC, TEXT, PUBLISHED = "codec", "text", "published"
 """Where things lie in the folders of ours."""
-
-TEXT_PARTS = ("tokenizer", "text_encoder")
-"""What the names of the text's parts begin with."""
 
 
 class Way(NamedTuple):
@@ -42,7 +44,6 @@ class Way(NamedTuple):
 
     steps: int
     cfg_scale: float = 1.0
-    texts: bool = False
     own_grid: bool = False
     """It lays the grid itself, and its scheduler but shifts it."""
 
@@ -51,12 +52,12 @@ PIPELINES: Mapping[str, Way] = {
     "DDPMPipeline": Way(1000),
     "DDIMPipeline": Way(50),
     "DiTPipeline": Way(50, 4.0),
-    "StableDiffusionPipeline": Way(50, 7.5, texts=True),
-    "StableDiffusionXLPipeline": Way(50, 5.0, texts=True),
-    "StableDiffusion3Pipeline": Way(28, 7.0, texts=True),
-    "FluxPipeline": Way(28, texts=True, own_grid=True),
-    "PixArtAlphaPipeline": Way(20, 4.5, texts=True),
-    "PixArtSigmaPipeline": Way(20, 4.5, texts=True),
+    "StableDiffusionPipeline": Way(50, 7.5),
+    "StableDiffusionXLPipeline": Way(50, 5.0),
+    "StableDiffusion3Pipeline": Way(28, 7.0),
+    "FluxPipeline": Way(28, own_grid=True),
+    "PixArtAlphaPipeline": Way(20, 4.5),
+    "PixArtSigmaPipeline": Way(20, 4.5),
 }
 """By diffusers' name of the class."""
 
@@ -92,9 +93,10 @@ def read_pipeline(folder: Path) -> Pipeline:
         latents = _latents(folder / "vae", part)
         weights = weights_file(folder / "vae")
         files |= {f"{CODEC}/{name}": folder / "vae" / name for name in ("config.json", weights.name)}
-    if way.texts:
-        files |= text_files(folder)
     config = _config(part, schedule, way, latents)
+    if kind in RECIPES:
+        files |= {f"{TEXT}/{place}": path for place, path in files_of(folder).items()}
+        config = _with_texts(config, folder, index)
     return Pipeline(Checkpoint(config, _names(index, part), 0, {"network": part.params}, "", ()), files)
 
 
@@ -123,15 +125,6 @@ def read_schedule(file: Path, tokens: int) -> Schedule:
 def tokens_of(size: int, way: Way) -> int:
     """Tokens of an image of the native size where the pipeline lays its own grid, 0 elsewhere."""
     return (size // PATCH) ** 2 if way.own_grid else 0
-
-
-def text_files(folder: Path) -> dict[str, Path]:
-    """The files of the text's parts, and the index that names them, by their places in the folder of ours."""
-    files = {}
-    for part in sorted(folder.iterdir()):
-        if part.is_dir() and part.name.startswith(TEXT_PARTS):
-            files |= {f"{TEXT}/{p.relative_to(folder)}": p for p in sorted(part.rglob("*")) if p.is_file()}
-    return files | {f"{TEXT}/{INDEX}": folder / INDEX} if files else files
 
 
 def _latents(vae: Path, part: Part) -> Latents:
@@ -167,6 +160,17 @@ def _config(part: Part, schedule: Schedule, way: Way, latents: Latents | None) -
         codec="" if latents is None else f"kl={CODEC}",
         latents=latents,
     )
+
+
+def _with_texts(config: Config, folder: Path, index: Json) -> Config:
+    """The config with the reader of the pipeline's prompts, or as it is where its encoders are not there."""
+    if lacking(folder):
+        return config
+    network, length = config.network, RECIPES[str(index["_class_name"])].length
+    assert isinstance(network, UNet | PixArt | MMDiT | Flux)
+    open_encoders(folder, index, network.text_width, length)  # refuses what sampling would
+    data = dataclasses.replace(config.data, text=True)
+    return dataclasses.replace(config, data=data, text=f"published={TEXT}", text_length=length)
 
 
 def _names(index: Mapping[str, object], part: Part) -> tuple[str, ...]:

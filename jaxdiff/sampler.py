@@ -288,10 +288,11 @@ def preview(
     def images(params: Params) -> UInt8[np.ndarray, "n h w c"]:
         levels = levels_of(config, config.objective.path_of(params))
         texts = {} if reader is None else reader.conditions([captions[int(i) % len(captions)] for i in indices])
+        away = {} if reader is None else reader.away(None, len(indices))
         inputs = shard_batch(mesh, {"index": indices, **labels_for(config, indices), **texts})
-        index, seed = inputs.pop("index"), jnp.int32(config.seed)
+        index, seed, negative = inputs.pop("index"), jnp.int32(config.seed), shard_batch(mesh, away)
         with jax.set_mesh(mesh):
-            found = to_host(run(Weights(params), seed, index, levels, inputs, scales_of(config)))
+            found = to_host(run(Weights(params), seed, index, levels, inputs, scales_of(config), negative))
         return finish(found)[:count]
 
     return images

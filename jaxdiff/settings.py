@@ -9,6 +9,7 @@ from etils import epath
 
 from jaxdiff.config import Config
 from jaxdiff.names import GRIDS, RULES, SOLVERS, value_of
+from jaxdiff.networks.flux import Flux
 from jaxdiff.sampler import is_guided
 from jaxdiff.sampling.guidance_rules import Interval
 from jaxdiff.texts import Reader
@@ -42,9 +43,14 @@ class Settings:
     prompt: str | None = None
     """What all images show, in words (by default captions that the run was trained on, in turn)."""
     negative_prompt: str | None = None
-    """What guidance leads away from (by default the absent prompt)."""
+    """What guidance leads away from (by default no prompt; with published models the empty one, as theirs do)."""
+    text_parts: int | None = None
+    """Parts of 75 tokens in which CLIP reads a prompt of a published model, one after the other (by default one, and
+    what is longer is cut)."""
     cfg_scale: float | None = None
     """Classifier-free guidance, or autoguidance with --guide; 1 is none (by default the run's own)."""
+    distilled_scale: float | None = None
+    """The strength of guidance that FLUX.1-dev is told (by default 3.5), besides which --cfg-scale guides as ever."""
     guidance: str | None = None
     """How guidance combines two beliefs (by default the run's own, cfg in most presets), by name or with fields:
     "apg(radius=5)"."""
@@ -76,7 +82,7 @@ class Settings:
     """How the devices share out images and parameters; changes nothing else."""
 
     def __post_init__(self) -> None:
-        for name, low in {"batch_size": 1, "seed": 0, "steps": 1, "tile": 0}.items():
+        for name, low in {"batch_size": 1, "seed": 0, "steps": 1, "tile": 0, "text_parts": 1}.items():
             value = getattr(self, name)
             if value is not None and not low <= value < 2**31:
                 flag = name.replace("_", "-")
@@ -91,17 +97,26 @@ def with_settings(config: Config, settings: Settings) -> Config:
         "guidance": settings.guidance and value_of(settings.guidance, RULES, "--guidance"),
         "interval": settings.interval and Interval(*settings.interval),
         "pag_scale": settings.pag_scale,
+        "distilled_scale": settings.distilled_scale,
         "threshold": settings.threshold,
     }
     sampling = dataclasses.replace(config.sampling, **{k: v for k, v in changed.items() if v is not None})
     solver = config.solver if settings.solver is None else value_of(settings.solver, SOLVERS, "--solver")
     grid = config.grid if settings.grid in (None, "optimised") else value_of(settings.grid, GRIDS, "--grid")
     codec = config.codec if settings.codec is None else settings.codec
-    config = dataclasses.replace(config, sampling=sampling, solver=solver, grid=grid, codec=codec)
+    parts = config.text_parts if settings.text_parts is None else settings.text_parts
+    config = dataclasses.replace(config, sampling=sampling, solver=solver, grid=grid, codec=codec, text_parts=parts)
     if settings.cfg_scale not in (None, 1) and not (is_guided(config) or settings.guide):
         raise ValueError(
             f"cfg_scale = {settings.cfg_scale} is not allowed: this network is told of no classes or texts "
             "(--cfg-scale, --guide)"
+        )
+    if settings.text_parts is not None and not config.text.startswith("published"):
+        raise ValueError(f"text_parts = {parts} is not allowed: no CLIP gives this network tokens (--text-parts)")
+    if settings.distilled_scale is not None and not (isinstance(config.network, Flux) and config.network.guidance):
+        raise ValueError(
+            f"distilled_scale = {settings.distilled_scale} is not allowed: this network is told no strength of "
+            "guidance, use --cfg-scale (--distilled-scale)"
         )
     return config
 

@@ -106,8 +106,9 @@ class Trained:
         if self.reader is None:
             return cond, {}
         texts = self.reader.conditions([self.prompts[int(i) % len(self.prompts)] for i in indices])
-        away = self.settings.negative_prompt
-        return {**cond, **texts}, {} if away is None else self.reader.conditions([away] * len(indices))
+        guided = is_guided(self.config)
+        away = self.reader.away(self.settings.negative_prompt, len(indices)) if guided else {}
+        return {**cond, **texts}, away
 
     @property
     def scales(self) -> Scales:
@@ -267,6 +268,7 @@ def shared_sampler(config: Config, guides: Guides) -> Sampler:
         "steps": 1,
         "cfg_scale": 2.0 if is_guided(config) else 1.0,
         "pag_scale": 1.0 if config.sampling.pag_scale else 0.0,
+        "distilled_scale": 1.0,
     }
     sampling = dataclasses.replace(config.sampling, **traced)
     alike = dataclasses.replace(config, sampling=sampling, grid=GRIDS["uniform"], codec="")

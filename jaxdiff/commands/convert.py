@@ -17,8 +17,9 @@ from jaxdiff import cli
 from jaxdiff.exports import export
 from jaxdiff.models import Checkpoint, Dtype, find_model, write_model
 from jaxdiff.originals import config_of, open_original
-from jaxdiff.pipelines import TEXT, Pipeline, is_pipeline, read_pipeline
+from jaxdiff.pipelines import Pipeline, is_pipeline, read_pipeline
 from jaxdiff.pretrained.adm import Ways
+from jaxdiff.pretrained.prompts import lacking
 from jaxdiff.trained import read_checkpoint
 
 
@@ -99,6 +100,6 @@ def convert(command: Command) -> Checkpoint:
         raise ValueError(f"{command.src} has no model_index.json: name a pipeline's folder, or an original file (SRC)")
     found = read_pipeline(command.src) if command.src.is_dir() else Pipeline(read_original(command), {})
     write_model(command.dir, found.model, command.dtype, found.files)
-    if any(place.startswith(f"{TEXT}/") for place in found.files):
-        print("note: the files of the text are copied, but prompts are not read: it is sampled without a text")
+    if command.src.is_dir() and (absent := lacking(command.src)):
+        print(f"note: without {' and '.join(absent)} prompts are not read: it is sampled without a text")
     return found.model

@@ -12,6 +12,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra parity")
 diffusers = pytest.importorskip("diffusers", reason="needs the extra parity")
+pytest.importorskip("transformers", reason="needs the extra parity")
+
+from small_pipelines import VAE, filled  # noqa: E402
 
 from jaxdiff.commands import convert  # noqa: E402
 from jaxdiff.models import read_model  # noqa: E402
@@ -31,14 +34,6 @@ UNET = {
     "norm_num_groups": 8,
     "attention_head_dim": None,
 }
-VAE = {
-    "block_out_channels": (32, 32),
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "latent_channels": 4,
-    "norm_num_groups": 8,
-    "scaling_factor": 0.4,
-}
 DIT = {
     "num_attention_heads": 2,
     "attention_head_dim": 16,
@@ -50,16 +45,6 @@ DIT = {
     "norm_type": "ada_norm_zero",
     "norm_elementwise_affine": False,
 }
-
-
-def filled(model, scale=0.05):
-    """The model with no weight at zero, so that none hides a mistake."""
-    torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += scale * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
 
 
 def ours(folder, **settings):
