@@ -1,24 +1,26 @@
 """Turn a published model into a folder that sample.py takes: jaxdiff convert SRC DIR [--to diffusers].
 
-SRC is the folder of a pipeline of diffusers, with its model_index.json, or an original file of improved-diffusion,
-guided-diffusion (ADM), DiT, SiT, EDM, EDM2 or score SDE. With --to diffusers it is a run or a model of ours, and DIR
-becomes such a folder. docs/convert.md lists what is read, and what is refused.
+SRC is the folder of a pipeline of diffusers, with its model_index.json, a single file of Stable Diffusion or FLUX.1, or
+an original file of improved-diffusion, guided-diffusion (ADM), DiT, SiT, EDM, EDM2 or score SDE. With --to diffusers it
+is a run or a model of ours, and DIR becomes such a folder. docs/convert.md lists what is read, and what is refused.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
+import numpy as np
 import tyro
 
-from jaxdiff import cli
+from jaxdiff import cli, singles
 from jaxdiff.exports import export
 from jaxdiff.models import Checkpoint, Dtype, find_model, write_model
-from jaxdiff.originals import config_of, open_original
+from jaxdiff.originals import config_of, open_original, tensors_of
 from jaxdiff.pipelines import TEXT, Pipeline, is_pipeline, read_pipeline
 from jaxdiff.pretrained.adm import Ways
+from jaxdiff.singles import Given, PredictionName
 from jaxdiff.trained import read_checkpoint
 
 
@@ -54,7 +56,19 @@ class Command:
     rescaled: bool = False
     """It is told the time in thousandths of the chain."""
     size: int | None = None
-    """Side of its images; of score SDE's as well, 32 by default."""
+    """Side of its images; of score SDE's as well, 32 by default, and of Stable Diffusion's."""
+    prediction: PredictionName | None = None
+    """What the U-Net of a single file predicts, which its tensors do not tell: by default eps, but v in Stable Diffusion
+    2 (its base model, of 512 pixels, has eps)."""
+    vae: Path | None = None
+    """The file of an autoencoder, for a single file that holds none, or in place of its own."""
+    tokenizer: Path | None = None
+    """The folder with vocab.json and merges.txt, which no single file holds: prompts need it."""
+
+    @property
+    def given(self) -> Given:
+        """What the flags say of a single file."""
+        return Given(self.prediction, self.size, self.vae, self.tokenizer)
 
     @property
     def ways(self) -> Ways | None:
@@ -70,9 +84,9 @@ class Command:
         return Ways(self.heads or 1, self.head_channels or 0, *rest)
 
 
-def read_original(command: Command) -> Checkpoint:
+def read_original(command: Command, arrays: Mapping[str, np.ndarray] | None) -> Checkpoint:
     """The model of an original file, its classes named by their numbers."""
-    original = open_original(command.src, command.ways, command.sit)
+    original = open_original(command.src, command.ways, command.sit, arrays)
     names = tuple(map(str, range(original.network.num_classes)))
     return Checkpoint(config_of(original), names, 0, {"network": original.params}, "", ())
 
@@ -97,8 +111,28 @@ def convert(command: Command) -> Checkpoint:
         raise FileNotFoundError(f"there is no {command.src} (SRC)")
     if command.src.is_dir() and not is_pipeline(command.src):
         raise ValueError(f"{command.src} has no model_index.json: name a pipeline's folder, or an original file (SRC)")
-    found = read_pipeline(command.src) if command.src.is_dir() else Pipeline(read_original(command), {})
+    if command.src.is_dir():
+        return write(command, read_pipeline(command.src))
+    arrays = tensors_of(command.src)
+    if arrays is not None and singles.recognised(arrays):
+        with singles.unpacked(command.src, arrays, command.given, command.dir) as folder:
+            del arrays  # what is read of the folder is another copy
+            return write(command, read_pipeline(folder))
+    if command.given._replace(size=None) != Given():
+        raise ValueError(f"{command.src} is no single file of a pipeline (--prediction, --vae, --tokenizer)")
+    return write(command, Pipeline(read_original(command, arrays), {}))
+
+
+def write(command: Command, found: Pipeline) -> Checkpoint:
+    """Writes what was read, and says what it lacks."""
     write_model(command.dir, found.model, command.dtype, found.files)
     if any(place.startswith(f"{TEXT}/") for place in found.files):
         print("note: the files of the text are copied, but prompts are not read: it is sampled without a text")
+    if is_without(found.files, "tokenizer") and not is_without(found.files, "text_encoder"):
+        print("note: a tokenizer, which no single file holds, is not there: prompts need it (--tokenizer FOLDER)")
     return found.model
+
+
+def is_without(files: Mapping[str, Path], part: str) -> bool:
+    """Whether no part of the text's has this name."""
+    return not any(place.startswith(f"{TEXT}/{part}") for place in files)

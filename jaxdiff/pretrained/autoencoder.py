@@ -12,7 +12,7 @@ layers here. What a model's latents are to diffusion is in its config: ``(z - sh
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -27,7 +27,7 @@ from jaxdiff.pretrained import exchange
 from jaxdiff.pretrained.exchange import Origin, Shape
 from jaxdiff.pretrained.folders import WEIGHTS
 from jaxdiff.pretrained.pickles import refusing
-from jaxdiff.pretrained.vit import Rules, rename
+from jaxdiff.pretrained.vit import Rules, new_name, rename
 from jaxdiff.pretrained.weights import Where, read_weights, sha256, torch_name
 
 CONFIG = "config.json"
@@ -66,7 +66,7 @@ OLDER: Rules = (
     (r"\.mid\.attn_1\.", ".mid_block.attentions.0.to_"),
     (r"\.nin_shortcut\.", ".conv_shortcut."),
 )
-"""From other naming schemes to diffusers'; the decoder's levels are numbered in `diffusers_names`."""
+"""From other naming schemes to diffusers'; the decoder's levels are numbered in `to_diffusers`."""
 
 PREFIXES = ("first_stage_model.", "vae.")
 """Before the autoencoder's names in a file of a whole model."""
@@ -198,10 +198,7 @@ def shapes_of(network: AutoencoderKL) -> Mapping[str, object]:
 def origins(path: Where, shape: Shape) -> Origin:
     """The tensor of a parameter by diffusers' name."""
     del shape
-    name = torch_name(path)
-    for pattern, replacement in OURS:
-        name = re.sub(pattern, replacement, name)
-    return Origin((name,))
+    return Origin((new_name(torch_name(path), OURS),))
 
 
 def diffusers_names(arrays: Mapping[str, np.ndarray], levels: int) -> dict[str, np.ndarray]:
@@ -209,17 +206,52 @@ def diffusers_names(arrays: Mapping[str, np.ndarray], levels: int) -> dict[str, 
     for prefix in PREFIXES:
         own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
         arrays = own or arrays
-    sizes: Rules = tuple(
-        (rf"^decoder\.up\.{k}\.{theirs}\.", f"decoder.up_blocks.{levels - 1 - k}.{new}.")
-        for k in range(levels)
-        for theirs, new in (("block", "resnets"), ("upsample", "upsamplers.0"))
-    )
-    renamed = rename(arrays, OLDER + sizes)
+    renamed = rename(arrays, to_diffusers(levels))
     attention = ".mid_block.attentions.0.to_"
     return {
         name: array.reshape(array.shape[:2]) if attention in name and array.ndim > 2 else array
         for name, array in renamed.items()
     }
+
+
+def to_diffusers(levels: int) -> Rules:
+    """From the names of another scheme to diffusers', of a network of so many sizes."""
+    sizes: Rules = tuple(
+        (rf"^decoder\.up\.{k}\.{theirs}\.", f"decoder.up_blocks.{levels - 1 - k}.{new}.")
+        for k in range(levels)
+        for theirs, new in (("block", "resnets"), ("upsample", "upsamplers.0"))
+    )
+    return OLDER + sizes
+
+
+def count_levels(names: Iterable[str]) -> int:
+    """Sizes of the network whose tensors have these names, of any scheme. Raises ValueError where they tell none."""
+    found = [int(match[1]) for name in names if (match := re.match(r"encoder\.down(?:_blocks)?\.(\d+)\.", name))]
+    if not found:
+        raise ValueError("weights of another network: encoder.down.0 is missing")
+    return 1 + max(found)
+
+
+def network_of(arrays: Mapping[str, np.ndarray]) -> AutoencoderKL:
+    """The network of tensors by diffusers' names, with 32 groups in its norms as all published ones have.
+
+    Raises ValueError where a tensor that tells it is missing.
+    """
+
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in arrays or arrays[name].ndim != 4:
+            raise ValueError(f"weights of another network: {name} is missing, or is no convolution")
+        return arrays[name].shape
+
+    first = re.compile(r"encoder\.down_blocks\.0\.resnets\.\d+\.conv1\.weight")
+    return AutoencoderKL(
+        latents=shape("decoder.conv_in.weight")[1],
+        widths=tuple(shape(f"encoder.down_blocks.{i}.resnets.0.conv1.weight")[0] for i in range(count_levels(arrays))),
+        blocks_per_level=sum(1 for name in arrays if first.fullmatch(name)),
+        channels=shape("encoder.conv_in.weight")[1],
+        quant="quant_conv.weight" in arrays,
+        middle_attention=any(".mid_block.attentions." in name for name in arrays),
+    )
 
 
 def open_autoencoder(text: str) -> Opened:

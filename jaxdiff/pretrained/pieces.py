@@ -68,7 +68,9 @@ def pieced(
         if array.shape[len(shape) :] == (1,) * (array.ndim - len(shape)):
             array = array.reshape(array.shape[: len(shape)])
         if array.shape != shape:
-            faults.append(f"{where}{piece.name} is {list(whole.shape)}, which makes {list(array.shape)}, not {list(shape)}")
+            faults.append(
+                f"{where}{piece.name} is {list(whole.shape)}, which makes {list(array.shape)}, not {list(shape)}"
+            )
         found[name] = array
     if faults:
         raise ValueError(f"weights of another network: {one_line('; '.join(faults))}")

@@ -171,9 +171,7 @@ def flux_tensors(arrays: Mapping[str, np.ndarray], json: Json, where: str) -> di
     return pieced(arrays, _pieces(shapes, FLUX, groups), shapes, where)
 
 
-def _pieces(
-    shapes: Mapping[str, Shape], outside: Pieces, groups: Mapping[str, tuple[str, Pieces]]
-) -> dict[str, Piece]:
+def _pieces(shapes: Mapping[str, Shape], outside: Pieces, groups: Mapping[str, tuple[str, Pieces]]) -> dict[str, Piece]:
     """The pieces of diffusers' tensors, from tables of layers: outside of blocks, and in each group of them."""
     found = {}
     for name in shapes:
