@@ -58,8 +58,8 @@ class Command:
     size: int | None = None
     """Side of its images; of score SDE's as well, 32 by default, and of Stable Diffusion's."""
     prediction: PredictionName | None = None
-    """What the U-Net of a single file predicts, which its tensors do not tell: by default eps, but v in Stable Diffusion
-    2 (its base model, of 512 pixels, has eps)."""
+    """What the U-Net of a single file predicts, which its tensors do not tell: by default eps, but v in those of Stable
+    Diffusion 2, whose base model of 512 pixels has eps."""
     vae: Path | None = None
     """The file of an autoencoder, for a single file that holds none, or in place of its own."""
     tokenizer: Path | None = None
