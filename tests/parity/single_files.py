@@ -2,10 +2,9 @@
 
 import re
 
+import diffusers
 import torch
 import transformers
-
-import diffusers
 
 TEXT = dict(
     hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=1, vocab_size=40,

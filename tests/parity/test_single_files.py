@@ -1,4 +1,4 @@
-"""jaxdiff convert of single files: what diffusers makes of the same tensors, and the folder that it would have saved."""
+"""jaxdiff convert of single files, against diffusers' own conversion of the same tensors."""
 
 import json
 
