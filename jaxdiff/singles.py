@@ -23,6 +23,7 @@ import numpy as np
 from jaxdiff.pretrained import autoencoder, safetensors
 from jaxdiff.pretrained import single_transformers as transformers
 from jaxdiff.pretrained import single_unet as unets
+from jaxdiff.pretrained.autoencoder_config import config_json
 from jaxdiff.pretrained.exchange import torch_shapes
 from jaxdiff.pretrained.folders import WEIGHTS
 from jaxdiff.pretrained.pickles import refusing
@@ -241,7 +242,7 @@ def _autoencoder(arrays: Arrays, kind: Kind, file: Path | None) -> _Autoencoder:
     network = autoencoder.network_of({new: own[name] for new, name in names.items()})
     shapes = torch_shapes(autoencoder.shapes_of(network), autoencoder.origins)
     found = pieced(own, {new: Piece(name) for new, name in names.items()}, shapes, where)
-    return _Autoencoder(autoencoder.config_json(network, kind.factor, kind.shift), found, network.factor)
+    return _Autoencoder(config_json(network, kind.factor, kind.shift), found, network.factor)
 
 
 def _copy_tokenizers(texts: Mapping[Reader, TextPart], folder: Path, source: Path) -> list[str]:

@@ -8,7 +8,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra parity")
 diffusers = pytest.importorskip("diffusers", reason="needs the extra parity")
 
-from jaxdiff.pretrained.autoencoder import autoencoder_config, dump, load, scaling_of, shapes_of  # noqa: E402
+from jaxdiff.pretrained.autoencoder import dump, load, shapes_of  # noqa: E402
+from jaxdiff.pretrained.autoencoder_config import autoencoder_config, scaling_of  # noqa: E402
 
 SMALL = {
     "block_out_channels": [8, 16],
