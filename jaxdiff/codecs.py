@@ -35,7 +35,7 @@ def open_codec(spec: str) -> Opened:
     name, _, where = spec.partition("=")
     if name not in openers or not where:
         raise ValueError(
-            f"codec {spec!r} is not allowed: NAME=FILE, or FOLDER for kl, vq and run; NAME: {', '.join(openers)} (--codec)"
+            f"codec {spec!r} is not allowed: NAME=FILE, or FOLDER for kl, vq, run; NAME: {', '.join(openers)} (--codec)"
         )
     return openers[name](where)
 

@@ -12,7 +12,7 @@ layers here. What a model's latents are to diffusion is in its config: ``(z - sh
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
 

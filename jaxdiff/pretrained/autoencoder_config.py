@@ -1,4 +1,4 @@
-"""The config.json of diffusers' AutoencoderKL and VQModel, read and written: networks of ours, and their latents' scale."""
+"""The config.json of diffusers' AutoencoderKL and VQModel: networks of ours, and the scale of their latents."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -30,6 +30,7 @@ class Shared(NamedTuple):
 
 SHARED = (
     "block_out_channels",
+    "force_upcast",  # everything is float32 here
     "in_channels",
     "latent_channels",
     "layers_per_block",
@@ -67,8 +68,8 @@ def only_of(shared: Shared) -> dict[str, tuple[object, ...]]:
 def autoencoder_config(config: Mapping[str, object]) -> AutoencoderKL:
     """The network of a published config.json. Raises ValueError that names a field which cannot be honoured."""
     quant, shared = flag(config, "use_quant_conv", True), shared_fields(config, 4)
-    silent = ("force_upcast", "latents_mean", "latents_std", "shift_factor", "use_quant_conv", *SHARED)
-    check(config, silent, {**only_of(shared), "use_post_quant_conv": (quant,)})
+    read = ("latents_mean", "latents_std", "shift_factor", "use_quant_conv", *SHARED)
+    check(config, read, {**only_of(shared), "use_post_quant_conv": (quant,)})
     if config.get("use_post_quant_conv", True) != quant:
         raise ValueError(f"{CONFIG}: use_post_quant_conv is not {quant}, as use_quant_conv is")
     return AutoencoderKL(quant=quant, **shared._asdict())
@@ -77,7 +78,7 @@ def autoencoder_config(config: Mapping[str, object]) -> AutoencoderKL:
 def vq_config(config: Mapping[str, object]) -> VQModel:
     """The network of a VQModel's config.json. Raises ValueError that names a field which cannot be honoured."""
     shared = shared_fields(config, 3)
-    only = {"force_upcast": (False,), "lookup_from_codebook": (False,), "norm_type": ("group",)}
+    only = {"lookup_from_codebook": (False,), "norm_type": ("group",)}
     check(config, ("num_vq_embeddings", "vq_embed_dim", *SHARED), {**only_of(shared), **only})
     own = {name: value for name, value in config.items() if name != "vq_embed_dim" or value is not None}
     return VQModel(
