@@ -1,4 +1,4 @@
-"""AutoencoderKL and VQModel against diffusers' with the same random weights, and the published ones by their shapes alone."""
+"""AutoencoderKL and VQModel against diffusers' with the same random weights, and published ones by shape alone."""
 
 import jax
 import jax.numpy as jnp
