@@ -47,6 +47,9 @@ TEXT_WEIGHTS = "model.safetensors"
 VOCABULARY = ("vocab.json", "merges.txt")
 """The files of CLIP's tokenizer."""
 
+TOKENIZERS = {"tokenizer_3": "T5TokenizerFast"}
+"""The classes of tokenizers that are not CLIP's."""
+
 CHAIN = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -107,7 +110,7 @@ class Given(NamedTuple):
     vae: Path | None = None
     """A file with the autoencoder, in place of the one that lies in the file."""
     tokenizer: Path | None = None
-    """The folder of CLIP's tokenizer."""
+    """The folder of CLIP's tokenizer, or of a pipeline's tokenizers."""
 
 
 def recognised(arrays: Arrays) -> bool:
@@ -162,7 +165,7 @@ def unpack(arrays: Arrays, folder: Path, given: Given) -> None:
         "vae": ["diffusers", "AutoencoderKL"],
         "scheduler": ["diffusers", scheduler["_class_name"]],
         **{reader.folder: ["transformers", text.kind] for reader, text in texts.items()},
-        **{name: ["transformers", "CLIPTokenizer"] for name in tokenizers},
+        **{name: ["transformers", TOKENIZERS.get(name, "CLIPTokenizer")] for name in tokenizers},
     }
     if kind.pipeline == "StableDiffusionPipeline":
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
@@ -246,22 +249,33 @@ def _autoencoder(arrays: Arrays, kind: Kind, file: Path | None) -> _Autoencoder:
 
 
 def _copy_tokenizers(texts: Mapping[Reader, TextPart], folder: Path, source: Path) -> list[str]:
-    """Puts CLIP's tokenizer beside each encoder of its kind; the names of the folders."""
+    """Puts a tokenizer beside each encoder; the names of the folders.
+
+    `source` holds the files of CLIP's, or folders of tokenizers by diffusers' names.
+    """
+    found = []
+    for reader, text in texts.items():
+        part = reader.folder.replace("text_encoder", "tokenizer")
+        if (source / part).is_dir():
+            shutil.copytree(source / part, folder / part)
+            found.append(part)
+        elif reader.pad:
+            _copy_clip_tokenizer(folder / part, source, reader.pad, text.json["max_position_embeddings"])
+            found.append(part)
+    if not found:
+        raise ValueError("the file holds no text encoder that this tokenizer is for (--tokenizer)")
+    return found
+
+
+def _copy_clip_tokenizer(folder: Path, source: Path, pad: str, length: object) -> None:
+    words = {"bos_token": START, "eos_token": END, "pad_token": pad, "unk_token": END}
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, "do_lower_case": True, **words}
+    _write_json(folder / "special_tokens_map.json", words)
+    _write_json(folder / "tokenizer_config.json", config)
     for name in VOCABULARY:
         if not (source / name).is_file():
             raise FileNotFoundError(f"there is no {source / name} (--tokenizer FOLDER)")
-    clips = {reader.folder.replace("text_encoder", "tokenizer"): reader for reader in texts if reader.pad}
-    if not clips:
-        raise ValueError("the file holds no text encoder that reads with CLIP's tokenizer (--tokenizer)")
-    for part, reader in clips.items():
-        words = {"bos_token": START, "eos_token": END, "pad_token": reader.pad, "unk_token": END}
-        length = texts[reader].json["max_position_embeddings"]
-        config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, "do_lower_case": True, **words}
-        _write_json(folder / part / "special_tokens_map.json", words)
-        _write_json(folder / part / "tokenizer_config.json", config)
-        for name in VOCABULARY:
-            shutil.copyfile(source / name, folder / part / name)
-    return list(clips)
+        shutil.copyfile(source / name, folder / name)
 
 
 def _write(file: Path, config: Json, arrays: Arrays) -> None:

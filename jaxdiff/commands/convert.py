@@ -63,7 +63,8 @@ class Command:
     vae: Path | None = None
     """The file of an autoencoder, for a single file that holds none, or in place of its own."""
     tokenizer: Path | None = None
-    """The folder with vocab.json and merges.txt, which no single file holds: prompts need it."""
+    """The folder with CLIP's vocab.json and merges.txt, or with a pipeline's folders tokenizer, tokenizer_2 and so on,
+    which no single file holds: prompts need them."""
 
     @property
     def given(self) -> Given:
@@ -112,27 +113,22 @@ def convert(command: Command) -> Checkpoint:
     if command.src.is_dir() and not is_pipeline(command.src):
         raise ValueError(f"{command.src} has no model_index.json: name a pipeline's folder, or an original file (SRC)")
     if command.src.is_dir():
-        return write(command, read_pipeline(command.src))
+        return write(command, read_pipeline(command.src), command.src)
     arrays = tensors_of(command.src)
     if arrays is not None and singles.recognised(arrays):
         with singles.unpacked(command.src, arrays, command.given, command.dir) as folder:
             del arrays  # what is read of the folder is another copy
-            return write(command, read_pipeline(folder))
+            return write(command, read_pipeline(folder), folder)
     if command.given._replace(size=None) != Given():
         raise ValueError(f"{command.src} is no single file of a pipeline (--prediction, --vae, --tokenizer)")
     return write(command, Pipeline(read_original(command, arrays), {}))
 
 
-def write(command: Command, found: Pipeline) -> Checkpoint:
-    """Writes what was read, and says what it lacks."""
+def write(command: Command, found: Pipeline, folder: Path | None = None) -> Checkpoint:
+    """Writes what was read, of a pipeline from this folder, and says what it lacks."""
     write_model(command.dir, found.model, command.dtype, found.files)
     if any(place.startswith(f"{TEXT}/") for place in found.files):
         print("note: the files of the text are copied, but prompts are not read: it is sampled without a text")
-    if is_without(found.files, "tokenizer") and not is_without(found.files, "text_encoder"):
-        print("note: a tokenizer, which no single file holds, is not there: prompts need it (--tokenizer FOLDER)")
+        if folder is not None and not (folder / "tokenizer").is_dir():
+            print("note: prompts need a tokenizer, which no single file holds (--tokenizer FOLDER)")
     return found.model
-
-
-def is_without(files: Mapping[str, Path], part: str) -> bool:
-    """Whether no part of the text's has this name."""
-    return not any(place.startswith(f"{TEXT}/{part}") for place in files)

@@ -1,6 +1,6 @@
 """A weight of the loss that is learned: u(noise), the logarithm of the error that is to be expected at a noise level.
 
-    L = E[ e^-u L(noise) + u ],      least where u = ln L(noise): then every noise level has the same share of the gradient
+    E[ e^-u L(noise) + u ],      least where u = ln L(noise): then every noise level has the same share of the gradient
 
     u(noise) = fourier(noise) w / sqrt(n),      w of root mean square one
 

@@ -85,13 +85,13 @@ def imagenet64_edm2_s() -> Config:
     """ImageNet-64 by EDM2-S (arXiv:2312.02696): magnitudes preserved, weights on spheres, learned uncertainty."""
     batch = 2048  # Table 6
     return Config(
-        data=Data("tfds:imagenet_resized/64x64", size=64, flip=True),  # Table 6: mirrored
-        network=EDM2(channels=192, num_classes=1000, dropout=0.0, dtype="bfloat16"),  # Table 6: FP16, no dropout in S
+        data=Data("tfds:imagenet_resized/64x64", size=64),  # its code: not mirrored
+        network=EDM2(channels=192, num_classes=1000, dropout=0.0, dtype="bfloat16"),  # Table 6: no dropout in S
         objective=Denoising(
             path=paths.Sigma(80.0),
             prediction=predictions.EDM(0.5),
             times=times.LogNormal(-0.8, 1.6),  # Table 6
-            uncertainty=128,  # App. B.2
+            uncertainty=128,  # its code
         ),
         optim=Optim(
             learning_rate=1e-2,  # Table 6: 0.0100
@@ -99,7 +99,7 @@ def imagenet64_edm2_s() -> Config:
             decay=InverseSqrt(35_000),  # Table 6, batches
             warmup=10_000_000 // batch,  # Table 6: 10 M images
         ),
-        ema=(Power(0.05), Power(0.10)),  # App. C.2: of which other lengths are made after training
+        ema=(Power(0.05), Power(0.10)),  # Sec. 3.2: of which other lengths are made after training
         solver=Heun(),  # deterministic
         grid=grids.Karras(0.002, 80.0, 7.0),
         sampling=Sampling(steps=32, threshold="none"),  # NFE 63
