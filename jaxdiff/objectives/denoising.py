@@ -73,7 +73,7 @@ class Denoising:
         errors = self._errors(apply, params, key_rest, batch, t, train=True)
         if not self.uncertainty:
             return jnp.mean(errors), {}
-        u = log_uncertainty(params["uncertainty"], self.prediction.c_noise(self.path(t)))
+        u = log_uncertainty(params["uncertainty"], self.path(t))
         return jnp.mean(jnp.exp(-u) * errors + u), {"error": jnp.mean(errors)}
 
     def losses(

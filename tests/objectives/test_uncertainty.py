@@ -37,8 +37,8 @@ def batch(n):
 
 @pytest.mark.parametrize("scale", [1.0, 0.1])
 def test_it_learns_the_logarithm_of_the_error(scale):
-    """The error is scale^2 (1 + s^2 / sigma^2): of noise that is predicted as nothing, times what the weight makes of it."""
-    objective = Denoising(OBJECTIVE.path, predictions.Eps(), OBJECTIVE.times, weights.One(), uncertainty=128)
+    """Of a network that is off by scale sqrt(1 + s^2 / sigma^2) times the noise."""
+    objective = Denoising(OBJECTIVE.path, predictions.Eps(), OBJECTIVE.times, uncertainty=128)
 
     def apply(params, x, cur, nxt, cond, key=None):
         level = cur.sigma[:, None, None, None]
@@ -59,7 +59,7 @@ def test_it_learns_the_logarithm_of_the_error(scale):
     for i in range(300):
         params, state = step(params, state, jax.random.key(i + 2))
     sigma = OBJECTIVE.times.quantile(jnp.linspace(0.1, 0.9, 9), OBJECTIVE.path)
-    found = log_uncertainty(params["uncertainty"], objective.prediction.c_noise(OBJECTIVE.path(sigma)))
+    found = log_uncertainty(params["uncertainty"], OBJECTIVE.path(sigma))
     np.testing.assert_allclose(found, 2 * jnp.log(scale) + jnp.log1p((S / sigma) ** 2), atol=0.15)
     assert float(jnp.square(params["uncertainty"]["kernel"]).mean()) == pytest.approx(1, abs=1e-3)
 
@@ -79,5 +79,7 @@ def test_the_loss_is_the_error_by_its_weight():
     assert float(value) == pytest.approx(float(plain), rel=1e-5)
     assert loss != value and bool(jnp.any(grads["uncertainty"]["kernel"] != 0))
     assert OBJECTIVE.losses(nothing, {}, key, examples, jnp.full(64, 0.5)).shape == (64,)
+    ends = log_uncertainty(params["uncertainty"], paths.Linear()(jnp.array([0.0, 1.0])))
+    assert bool(jnp.isfinite(ends).all())
     with pytest.raises(ValueError, match="--uncertainty"):
         Denoising(OBJECTIVE.path, OBJECTIVE.prediction, OBJECTIVE.times, uncertainty=-1)
