@@ -17,7 +17,6 @@ from jaxdiff.core.gaussian import logsnr
 from jaxdiff.core.magnitudes import fourier, sphere
 from jaxdiff.core.types import Level, Params
 
-
 ENDS = 5.0
 """What ln(sigma/alpha) / 4 is kept within, which is infinite at the ends of a path."""
 
