@@ -98,7 +98,7 @@ def open_clip(state):
             number, layer, kind = match.groups()
             words = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
             block = f"transformer.resblocks.{number}."
-            if layer[:-7] == "self_attn." and layer[-6] in "qkv":
+            if layer[:-6] == "self_attn." and layer[-6] in "qkv":
                 layers.setdefault(f"{block}attn.in_proj_{kind}", {})[layer[-6]] = value
             else:
                 found[f"{block}{words.get(layer, 'attn.out_proj')}.{kind}"] = value
