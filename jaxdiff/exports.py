@@ -18,7 +18,7 @@ from jaxdiff.families import Family, family_of, written_json
 from jaxdiff.models import Checkpoint
 from jaxdiff.networks.dit import DiT
 from jaxdiff.networks.unet import UNet
-from jaxdiff.pipelines import PIPELINES, PUBLISHED, SCHEDULER, TEXT, tokens_of
+from jaxdiff.pipelines import CODECS, PIPELINES, PUBLISHED, SCHEDULER, TEXT, tokens_of
 from jaxdiff.pretrained import safetensors
 from jaxdiff.pretrained.folders import WEIGHTS, read_json, weights_file
 from jaxdiff.pretrained.prompts import INDEX, PARTS
@@ -112,14 +112,18 @@ def _index(model: Checkpoint, file: Path, kind: str, family: Family) -> dict[str
     if file.is_file():
         return dict(read_json(file))
     config = model.config
-    fits = {UNet: ("DDPMPipeline", False), DiT: ("DiTPipeline", True)}
-    name, latent = fits.get(family.network, ("", False))
-    if not name or kind == "UNet2DConditionModel" or latent != (config.latents is not None):
-        of = "latents" if config.latents else "pixels"
-        raise ValueError(f"diffusers has no pipeline of a {kind} for {of} alone: UNet2DModel on pixels, DiT on latents")
+    codec = config.codec.partition("=")[0] if config.latents else ""
+    fits = {(UNet, ""): "DDPMPipeline", (UNet, "vq"): "LDMPipeline", (DiT, "kl"): "DiTPipeline"}
+    name = fits.get((family.network, codec))
+    if name is None or kind == "UNet2DConditionModel":
+        of = f"latents of {codec}" if config.latents else "pixels"
+        raise ValueError(
+            f"diffusers has no pipeline of a {kind} for {of} alone: UNet2DModel on pixels or latents of vq, "
+            "DiT on latents of kl"
+        )
     index: dict[str, object] = {"_class_name": name, family.part: ["diffusers", kind]}
-    if latent:
-        index |= {"vae": ["diffusers", "AutoencoderKL"]}
+    index |= {part: ["diffusers", there] for there, (part, ours, _) in CODECS.items() if ours == codec}
+    if family.network is DiT:
         index |= {"id2label": {str(i): label for i, label in enumerate(model.label_names)}}
     return index
 
@@ -133,12 +137,13 @@ def _codec_files(config: Config) -> dict[str, Path]:
     latents, (name, _, place) = config.latents, config.codec.partition("=")
     if latents is None:
         return {}
-    folder = Path(place)
-    if name != "kl" or not folder.is_dir():
-        raise ValueError(f"the codec {config.codec!r} cannot be written for diffusers: kl=FOLDER can")
+    folder, parts = Path(place), {ours: part for part, ours, _ in CODECS.values()}
+    if name not in parts or not folder.is_dir():
+        known = " and ".join(f"{ours}=FOLDER" for ours in parts)
+        raise ValueError(f"the codec {config.codec!r} cannot be written for diffusers: {known} can")
     if any(latents.mean) or any(std != 1 for std in latents.std):
         raise ValueError("latents with a mean and a standard deviation of their own cannot be written for diffusers")
-    return {f"vae/{name}": folder / name for name in ("config.json", weights_file(folder).name)}
+    return {f"{parts[name]}/{file}": folder / file for file in ("config.json", weights_file(folder).name)}
 
 
 def _text_files(folder: Path) -> dict[str, Path]:

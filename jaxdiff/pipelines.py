@@ -3,7 +3,7 @@
     ours                        diffusers'
     model.safetensors           unet or transformer
     config.json                 the same, scheduler, and what the pipeline's class does by default
-    codec                       vae
+    codec                       vae or vqvae
     text                        tokenizer, text_encoder and their numbered fellows: see pretrained/prompts.py
     published                   the JSON files as they were, for the way back
 
@@ -11,12 +11,13 @@ Where a folder holds no folder of a part, as those of the first DDPMs, the part 
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from jaxdiff.config import Config, Sampling
 from jaxdiff.core import times
+from jaxdiff.core.codec import Opened
 from jaxdiff.core.paths import DiscreteVP
 from jaxdiff.data import Data, Latents
 from jaxdiff.families import FAMILIES, Part, class_of, read_part
@@ -32,6 +33,7 @@ from jaxdiff.pretrained.fields import Json
 from jaxdiff.pretrained.folders import read_json, weights_file
 from jaxdiff.pretrained.pickles import refusing
 from jaxdiff.pretrained.prompts import INDEX, RECIPES, files_of, lacking, open_encoders
+from jaxdiff.pretrained.vq import open_vq
 from jaxdiff.schedulers import Schedule, open_scheduler
 
 SCHEDULER = "scheduler_config.json"
@@ -51,6 +53,7 @@ class Way(NamedTuple):
 PIPELINES: Mapping[str, Way] = {
     "DDPMPipeline": Way(1000),
     "DDIMPipeline": Way(50),
+    "LDMPipeline": Way(50),
     "DiTPipeline": Way(50, 4.0),
     "StableDiffusionPipeline": Way(50, 7.5),
     "StableDiffusionXLPipeline": Way(50, 5.0),
@@ -60,6 +63,13 @@ PIPELINES: Mapping[str, Way] = {
     "PixArtSigmaPipeline": Way(20, 4.5),
 }
 """By diffusers' name of the class."""
+
+
+CODECS: Mapping[str, tuple[str, str, Callable[[str], Opened]]] = {
+    "AutoencoderKL": ("vae", "kl", open_autoencoder),
+    "VQModel": ("vqvae", "vq", open_vq),
+}
+"""By diffusers' name of the class: its part in a pipeline, our name of the codec, what opens its folder."""
 
 
 class Pipeline(NamedTuple):
@@ -89,10 +99,9 @@ def read_pipeline(folder: Path) -> Pipeline:
     files[f"{PUBLISHED}/{FAMILIES[part.kind].part}/config.json"] = place / "config.json"
     files[f"{PUBLISHED}/scheduler/{SCHEDULER}"] = part_of(folder, "scheduler") / SCHEDULER
     latents = None
-    if "vae" in index:
-        latents = _latents(folder / "vae", part)
-        weights = weights_file(folder / "vae")
-        files |= {f"{CODEC}/{name}": folder / "vae" / name for name in ("config.json", weights.name)}
+    for place in (folder / name for name, _, _ in CODECS.values() if name in index):
+        latents = _latents(place, part)
+        files |= {f"{CODEC}/{name}": place / name for name in ("config.json", weights_file(place).name)}
     config = _config(part, schedule, way, latents)
     if kind in RECIPES:
         files |= {f"{TEXT}/{place}": path for place, path in files_of(folder).items()}
@@ -128,15 +137,16 @@ def tokens_of(size: int, way: Way) -> int:
 
 
 def _latents(vae: Path, part: Part) -> Latents:
-    if str(read_json(vae / "config.json").get("_class_name")) != "AutoencoderKL":
-        kind = read_json(vae / "config.json").get("_class_name")
-        raise ValueError(f"{vae}: the codec {kind} is not supported: AutoencoderKL is")
-    opened = open_autoencoder(str(vae))
+    kind = str(read_json(vae / "config.json").get("_class_name"))
+    if kind not in CODECS:
+        raise ValueError(f"{vae}: the codec {kind} is not supported: {' and '.join(CODECS)} are")
+    _, name, opener = CODECS[kind]
+    opened = opener(str(vae))
     if opened.channels != part.channels:
         raise ValueError(f"{vae}: latents of {opened.channels} channels, but the network's have {part.channels}")
     # Scale and shift are in the codec's own config.json.
     zeros, ones = (0.0,) * part.channels, (1.0,) * part.channels
-    return Latents("kl", opened.sha256, opened.factor, zeros, ones)
+    return Latents(name, opened.sha256, opened.factor, zeros, ones)
 
 
 def _config(part: Part, schedule: Schedule, way: Way, latents: Latents | None) -> Config:
@@ -157,7 +167,7 @@ def _config(part: Part, schedule: Schedule, way: Way, latents: Latents | None) -
         solver=schedule.solver,
         grid=schedule.grid,
         sampling=Sampling(steps=way.steps, cfg_scale=way.cfg_scale, threshold=schedule.threshold),
-        codec="" if latents is None else f"kl={CODEC}",
+        codec="" if latents is None else f"{latents.codec}={CODEC}",
         latents=latents,
     )
 

@@ -17,6 +17,7 @@ from jaxdiff.core.times import AnyTimeLaw
 from jaxdiff.core.types import ApplyFn, Params, Path
 from jaxdiff.core.weights import AnyWeight, One, convert
 from jaxdiff.objectives.base import Batch, Metrics, image_mean, network_key, noise_like, row_keys, times_of
+from jaxdiff.objectives.uncertainty import log_uncertainty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +36,14 @@ class Denoising:
     """The prediction whose error the weight speaks of; None: the network's own output."""
     drop: float = 0.0
     """Probability that an example's condition is replaced by the absent one (for guidance)."""
+    uncertainty: int = 0
+    """Fourier features of a learned uncertainty by which errors are weighted (arXiv:2312.02696: 128); 0: none."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop < 1:
             raise ValueError(f"drop = {self.drop} must lie in [0, 1) (--drop)")
+        if self.uncertainty < 0:
+            raise ValueError(f"uncertainty = {self.uncertainty} is not allowed: at least 0 (--uncertainty)")
 
     def _errors(
         self,
@@ -65,7 +70,11 @@ class Denoising:
     ) -> tuple[Float[Array, ""], Metrics]:
         key_time, key_rest = jax.random.split(key)
         t = times_of(self.times, key_time, batch, self.path)
-        return jnp.mean(self._errors(apply, params, key_rest, batch, t, train=True)), {}
+        errors = self._errors(apply, params, key_rest, batch, t, train=True)
+        if not self.uncertainty:
+            return jnp.mean(errors), {}
+        u = log_uncertainty(params["uncertainty"], self.path(t))
+        return jnp.mean(jnp.exp(-u) * errors + u), {"error": jnp.mean(errors)}
 
     def losses(
         self, apply: ApplyFn, params: Params, key: Key[Array, ""], batch: Batch, t: Float[Array, "b"]

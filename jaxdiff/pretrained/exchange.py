@@ -48,7 +48,7 @@ def load(
     Arrays whose names end with one of `unused` may be left over. Raises ValueError that names every array which is
     missing, left over or misshapen.
     """
-    wanted = [(path, leaf.shape, origins(path, leaf.shape)) for path, leaf in _leaves(shapes)]
+    wanted = [(path, leaf.shape, origins(path, leaf.shape)) for path, leaf in leaves(shapes)]
     known = {name for _, _, origin in wanted for name in origin.names}
     faults = [f"{name} is missing" for name in sorted(known) if name not in arrays]
     faults += [f"{name} is not known" for name in arrays if name not in known and not name.endswith(unused)]
@@ -78,7 +78,7 @@ def load(
 def dump(params: Mapping[str, object], origins: Origins) -> dict[str, np.ndarray]:
     """The file's arrays of these parameters: the inverse of `load`."""
     arrays = {}
-    for path, leaf in _leaves(params):
+    for path, leaf in leaves(params):
         whole = np.asarray(leaf)
         origin = origins(path, whole.shape)
         count = len(origin.names)
@@ -91,7 +91,7 @@ def dump(params: Mapping[str, object], origins: Origins) -> dict[str, np.ndarray
 def torch_shapes(shapes: Mapping[str, object], origins: Origins) -> dict[str, Shape]:
     """The shapes of the file's arrays of the tree `shapes`, by name."""
     found = {}
-    for path, leaf in _leaves(shapes):
+    for path, leaf in leaves(shapes):
         origin = origins(path, leaf.shape)
         found |= dict.fromkeys(origin.names, torch_shape(path, piece_shape(leaf.shape, origin), origin.ones))
     return found
@@ -128,6 +128,7 @@ def _to_torch(path: Where, array: np.ndarray, origin: Origin) -> np.ndarray:
     return np.ascontiguousarray(array.reshape(shape))
 
 
-def _leaves(tree: Mapping[str, object]) -> list[tuple[Where, jax.ShapeDtypeStruct | jax.Array]]:
+def leaves(tree: Mapping[str, object]) -> list[tuple[Where, jax.ShapeDtypeStruct | jax.Array]]:
+    """The parameters of the tree, or their shapes, with their paths."""
     found, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [(tuple(str(key.key) for key in path), leaf) for path, leaf in found]

@@ -150,12 +150,13 @@ def files_of(folder: Path) -> dict[str, Path]:
 
 
 def lacking(folder: Path) -> list[str]:
-    """The encoders that the pipeline in `folder` needs for prompts and has not."""
+    """The encoders and tokenizers that the pipeline in `folder` needs for prompts and has not."""
     index = read_json(folder / INDEX)
     recipe = RECIPES.get(str(index.get("_class_name")), Recipe())
     needed = [clip.place for clip in recipe.clips]
     needed += [recipe.t5.place] if recipe.t5 and recipe.t5.needed else []
-    return [f"{PARTS[1]}{place}" for place in needed if not _has(folder, index, place)]
+    absent = [f"{PARTS[1]}{place}" for place in needed if not _has(folder, index, place)]
+    return absent + [f"{PARTS[0]}{place}" for place in needed if not (folder / f"{PARTS[0]}{place}").is_dir()]
 
 
 def open_prompts(folder: Path, width: int, length: int, parts: int = 1) -> Prompts:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 from typing import Any
 
 import jax
@@ -183,6 +184,26 @@ def test_pictures_of_a_dit(cfg_scale, tmp_path, monkeypatch):
         assert again.labels["thing 7"] == 7 and again.vae.config.scaling_factor == 0.4
 
 
+def test_pictures_of_an_ldm(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    vqvae = filled(diffusers.VQModel(**VAE | {"latent_channels": 3, "num_vq_embeddings": 8}))
+    unet = filled(diffusers.UNet2DModel(**UNET))
+    pipeline = diffusers.LDMPipeline(vqvae, unet, diffusers.DDIMScheduler(clip_sample=False))
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(tmp_path / "theirs")
+    convert.main([str(tmp_path / "theirs"), str(tmp_path / "ours")])
+    images, x = ours(tmp_path / "ours")
+    with_noise(monkeypatch, sys.modules[type(pipeline).__module__], x)
+    theirs = pipeline(batch_size=8, num_inference_steps=STEPS, output_type="np").images
+    error = off(images, theirs)
+    assert error <= 1, error
+    assert_round_trip(tmp_path / "theirs", tmp_path / "ours", tmp_path, "unet", "vqvae")
+    bare = without_published(tmp_path / "ours", tmp_path)
+    convert.main([str(bare), str(tmp_path / "written"), "--to", "diffusers"])
+    again = diffusers.LDMPipeline.from_pretrained(tmp_path / "written")
+    assert again.vqvae.config.scaling_factor == 0.4 and again.vqvae.config.num_vq_embeddings == 8
+
+
 def refusal(capsys, *args):
     with pytest.raises(SystemExit) as stop:
         convert.main([str(arg) for arg in args])
@@ -202,7 +223,7 @@ def test_what_is_not_supported_is_named(tmp_path, capsys):
         (theirs / file).write_text(said)
         return line
 
-    assert "LDMPipeline" in changed("model_index.json", _class_name="LDMPipeline")
+    assert "LMSPipeline" in changed("model_index.json", _class_name="LMSPipeline")
     assert "LMSDiscreteScheduler" in changed("scheduler/scheduler_config.json", _class_name="LMSDiscreteScheduler")
     assert "clip_sample_range" in changed("scheduler/scheduler_config.json", clip_sample_range=2.0)
     assert "thresholding" in changed("scheduler/scheduler_config.json", thresholding=True)
