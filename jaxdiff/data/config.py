@@ -14,8 +14,8 @@ class Data:
     """
 
     source: str
-    """Images to read: `emoji`, `emoji:CATEGORY`, `fashion_mnist[:DIR]`, `tfds:NAME[:DIR]`, a folder or
-    a .zip of images (with or without metadata.jsonl), an .npz with `images`, or `records:DIR`, which
+    """Images to read: `emoji`, `emoji:CATEGORY`, `fashion_mnist[:DIR]`, `medmnist:FILE`, `tfds:NAME[:DIR]`,
+    a folder or a .zip of images (with or without metadata.jsonl), an .npz with `images`, or `records:DIR`, which
     `jaxdiff precompute` wrote."""
 
     size: int
@@ -33,6 +33,10 @@ class Data:
 
     labels: bool = True
     """Give the labels to the network, if the set has any."""
+
+    classes: tuple[str, ...] = ()
+    """Take the pictures of these classes alone, by name or number, which are then the set's only classes; empty: all.
+    Held out and validated are pictures of the same classes."""
 
     text: bool = False
     """Give the captions to the network, read by the run's `text`."""

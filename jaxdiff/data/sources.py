@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from etils import epath
 
 from jaxdiff.data.arrays import FASHION_MNIST, npz_splits, open_emoji, open_fashion_mnist, open_npz
+from jaxdiff.data.classes import OfClasses, of_classes
 from jaxdiff.data.config import Data
 from jaxdiff.data.files import files_splits, open_files
+from jaxdiff.data.medmnist import medmnist_splits, open_medmnist
 from jaxdiff.data.records import Header, RecordSource, check_latents, open_records, read_header
 from jaxdiff.data.source import Source, Subset, partition
 from jaxdiff.data.subject import Beside, Told
@@ -60,12 +62,14 @@ def opened(data: Data, split: str) -> Source:
     source = find(data.source).open(split)
     if isinstance(source, RecordSource):
         check_latents(data, source)
+    if data.classes:
+        source = of_classes(source, data.classes)
     return Told(source, data.caption) if data.caption else source
 
 
 def has_features(source: Source) -> bool:
     """Whether a text encoder has read the captions already."""
-    if isinstance(source, Subset):
+    if isinstance(source, Subset | OfClasses):
         return has_features(source.source)
     if isinstance(source, Beside):
         return has_features(source.first) and has_features(source.second)
@@ -86,6 +90,8 @@ def find(spec: str) -> Opener:
     if kind == "fashion_mnist":
         folder = epath.Path(rest or FASHION_MNIST).expanduser()
         return Opener(lambda: ("train", "test"), lambda split: open_fashion_mnist(folder, split))
+    if kind == "medmnist" and rest:
+        return Opener(lambda: medmnist_splits(rest), lambda split: open_medmnist(rest, split))
     if kind == "tfds" and rest:
         return Opener(lambda: tfds_splits(rest), lambda split: open_tfds(rest, split))
     if kind == "records" and rest:
@@ -102,5 +108,5 @@ def find(spec: str) -> Opener:
         raise FileNotFoundError(f"--data.source {spec} does not exist")
     raise ValueError(
         f"--data.source {spec!r} is unknown, allowed are emoji, emoji:CATEGORY, fashion_mnist[:DIR],"
-        " tfds:NAME[:DIR], a folder or .zip of images, an .npz, records:DIR"
+        " medmnist:FILE, tfds:NAME[:DIR], a folder or .zip of images, an .npz, records:DIR"
     )
