@@ -1,8 +1,8 @@
 """Look for copies of training images among samples: jaxdiff audit DIR [--num 1000] [--held-out SET] ...
 
-DIR is a run or a model, which is sampled, or a folder, .zip or .npz of images. Each sample's nearest training images are
-compared with those of real images that were not trained on, in pixels and, with --features, in a network's features.
-Ends with 0 where nothing is nearer than chance allows, 3 where something is, 2 after a mistake.
+DIR is a run or a model, which is sampled, or a folder, .zip or .npz of images. Each sample's nearest training images
+are compared with those of real images that were not trained on, in pixels and, with --features, in a network's
+features. Ends with 0 where nothing is nearer than chance allows, 3 where something is, 2 after a mistake.
 
 audit.json has the figures, audit.npz those of every sample, audit.png the closest pairs: it shows training images, so
 keep it where they may be seen, or leave it out with --no-page.
@@ -22,26 +22,24 @@ from jaxtyping import Float, Int, UInt8
 
 import jaxdiff
 from jaxdiff import cli
-from jaxdiff.commands.audit_page import pairs_page
+from jaxdiff.commands.audit_page import Pair, pairs_page
+from jaxdiff.commands.audit_sets import BLOCK, Sets, digest_of, read_all, sets_of, sha256_of
 from jaxdiff.commands.evaluate import evaluations, weights_in, write_json
-from jaxdiff.commands.images import Images, data_of_folder, images_of_data, images_of_run, label, looker
-from jaxdiff.commands.reference import is_run, pictures_behind
-from jaxdiff.data import Data, open_source, open_validation
+from jaxdiff.commands.images import Images, label, looker
+from jaxdiff.commands.reference import is_run
 from jaxdiff.evaluation import copies
 from jaxdiff.evaluation.distances import Neighbours, nearest
 from jaxdiff.evaluation.store import digest, gather, write_whole
-from jaxdiff.models import find_model
 from jaxdiff.pretrained.features import open_features
 from jaxdiff.settings import Settings
-from jaxdiff.trained import open_trained
 from jaxdiff.training import hosts
 from jaxdiff.training.state import use_every_core
 
 PIXELS = "pixels"
 """The space that needs no network: root mean square differences in grey levels of 255."""
 
-BLOCK = 1024
-"""Training images whose distances are computed at once."""
+FLOATS = 2**27
+"""Numbers of the queries, or of the training images, whose distances are computed at once."""
 
 COPIES_FOUND = 3
 """The command's exit code where a test fails."""
@@ -89,69 +87,11 @@ class Command:
                 raise ValueError(f"{name} = {getattr(self, name)} is not allowed: above 0, below 1 (--{name})")
 
 
-class Sets(NamedTuple):
-    """What is compared."""
-
-    samples: Images
-    train: Images
-    held_out: Images | None
-    """None: training images, each without itself."""
-    mirrored: bool
-    """Whether training saw mirror images too."""
-
-
 class Space(NamedTuple):
     """Where distances are taken."""
 
     name: str
     embed: Callable[[UInt8[np.ndarray, "n h w c"]], Float[np.ndarray, "n d"]]
-
-
-def sets_of(command: Command) -> Sets:
-    """Opens samples, training images and held-out ones. Raises: ValueError or FileNotFoundError, one line."""
-    trained = None
-    if find_model(command.dir) is not None or is_run(command.dir):
-        trained = open_trained(command.dir, command.settings)
-        config = trained.config
-        data = config.data if config.latents is None else pictures_behind(config, command.train, "train")
-        samples = images_of_run(trained)
-    else:
-        data, samples = data_of_folder(command.dir), images_of_data(data_of_folder(command.dir))
-        if command.train is None:
-            raise ValueError(f"{command.dir} is no run: say what its images were learned from (--train)")
-    if command.train is not None and command.train != data.source:
-        data = dataclasses.replace(data, source=command.train, split="train", holdout=0.0, classes=())
-    train = flagged(lambda: images_of_data(data), "--train")
-    return Sets(samples, train, held_out_of(command, data), data.flip)
-
-
-def held_out_of(command: Command, data: Data) -> Images | None:
-    """Real images that are not among the training images `data`; None where there are none."""
-    if command.held_out == "none":
-        return None
-    if command.held_out is None and command.held_out_split is None:
-        source = open_validation(data)
-        return None if source is None else images_of_data(data, source, "validation")
-    split = command.held_out_split or "train"
-    if command.held_out in (None, data.source):
-        other = dataclasses.replace(data, split=split, holdout=0.0)
-    else:
-        other = dataclasses.replace(data, source=str(command.held_out), split=split, holdout=0.0, classes=())
-    if (other.source, other.split) == (data.source, data.split):
-        raise ValueError(
-            f"{other.source}, split {other.split}, is what was trained on: name other images "
-            "(--held-out, --held-out-split), or none"
-        )
-    return flagged(lambda: images_of_data(other, open_source(other)), "--held-out")
-
-
-def flagged(make: Callable[[], Images], flag: str) -> Images:
-    """Images whose errors name this command's flags."""
-    try:
-        return make()
-    except (ValueError, FileNotFoundError) as error:
-        said = str(error).replace("--data.source", flag).replace("--data.split", f"{flag}-split")
-        raise ValueError(said) from error
 
 
 def spaces_of(command: Command) -> Iterator[Space]:
@@ -171,51 +111,76 @@ def spaces_of(command: Command) -> Iterator[Space]:
         yield Space(label(net), embed)
 
 
-def read_all(images: Images, count: int) -> UInt8[np.ndarray, "n h w c"]:
-    """The first `count` images."""
-    parts = (np.arange(i, min(i + BLOCK, count), dtype=np.int32) for i in range(0, count, BLOCK))
-    return np.concatenate([images.read(part) for part in parts])
-
-
 def neighbours_of(
-    queries: Float[np.ndarray, "n d"], space: Space, sets: Sets, k: int, own: Int[np.ndarray, "n"]
+    queries: UInt8[np.ndarray, "n h w c"], space: Space, sets: Sets, k: int, own: Int[np.ndarray, "n"]
 ) -> Neighbours:
     """The k training images nearest to each query, mirrored ones counting as images of their own number.
 
     A query is never compared with the training image `own` (-1: with all).
     """
-    count = sets.train.count or 0
+    count, ways = sets.train.count or 0, 2 if sets.mirrored else 1
+    dims = space.embed(queries[:1]).shape[1]
+    block = max(1, min(BLOCK, FLOATS // dims))
+    more = ways if own.max(initial=-1) >= 0 else 0
+    k = min(k, count * ways - more)
     numbers: list[np.ndarray] = []
 
     def blocks() -> Iterator[Float[np.ndarray, "m d"]]:
-        for first in range(0, count, BLOCK):
-            some = np.arange(first, min(first + BLOCK, count), dtype=np.int32)
+        numbers.clear()
+        for first in range(0, count, block):
+            some = np.arange(first, min(first + block, count), dtype=np.int64)
             images = sets.train.read(some)
-            for each in (images, images[:, :, ::-1]) if sets.mirrored else (images,):
+            for each in (images, images[:, :, ::-1])[:ways]:
                 numbers.append(some)
                 yield space.embed(np.ascontiguousarray(each))
 
-    size = count * (2 if sets.mirrored else 1)
-    more = (2 if sets.mirrored else 1) if own.max(initial=-1) >= 0 else 0
-    k = min(k, size - more)
-    found = nearest(queries, blocks(), k + more)
-    return copies.without(Neighbours(found.squared, np.concatenate(numbers)[found.index]), own, k)
+    parts, rows = [], max(1, FLOATS // dims)
+    for first in range(0, len(queries), rows):
+        part = slice(first, first + rows)
+        found = nearest(space.embed(queries[part]), blocks(), k + more)
+        found = Neighbours(found.squared, np.concatenate(numbers)[found.index])
+        parts.append(copies.without(found, own[part], k))
+    return Neighbours(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+
+
+class Measured(NamedTuple):
+    """What one space says; of samples first and then of held-out images where it is of both."""
+
+    space: str
+    near: Neighbours
+    figures: dict[str, Float[np.ndarray, "n"]]
+    """distance and relative, of each image."""
+    compared: dict[str, copies.Comparison]
+
+
+def measure(
+    command: Command,
+    space: Space,
+    sets: Sets,
+    samples: UInt8[np.ndarray, "n h w c"],
+    real: UInt8[np.ndarray, "m h w c"],
+    own: Int[np.ndarray, "m"],
+) -> Measured:
+    """Compares samples with real images, of which image i is not compared with the training image `own[i]`."""
+    num = len(samples)
+    # Together, so that training images are read once.
+    queries, owns = np.concatenate([samples, real]), np.concatenate([np.full(num, -1), own])
+    near = neighbours_of(queries, space, sets, command.neighbours, owns)
+    found = copies.distances(near, samples[0].size if space.name == PIXELS else 1)
+    figures = {"distance": found[:, 0], "relative": copies.relative(found)}
+    how = (command.quantile, command.level, command.settings.seed)
+    return Measured(
+        space.name, near, figures, {name: copies.compare(v[:num], v[num:], *how) for name, v in figures.items()}
+    )
 
 
 def audit(command: Command) -> dict[str, object]:
     """Makes the samples, measures, and writes the files; returns the record."""
-    sets = sets_of(command)
-    num = min(command.num, sets.samples.count or command.num)
-    count = sets.train.count or 0
-    kept = gather(
-        evaluations(command.dir) / f"audit-{digest(sets.samples.what)}",
-        ("images", "sha256"),
-        num,
-        looker({}, sets.samples, command.settings.batch_size, keep=True),
-        "samples",
-    )
-    samples = kept["images"]
-    train_sha256 = sha256_of(sets.train, count)
+    sets = sets_of(command.dir, command.settings, command.train, command.held_out, command.held_out_split)
+    spaces = list(spaces_of(command))
+    if not spaces:
+        raise ValueError("no space is named: pixels, or a network that jaxdiff evaluate knows (--features)")
+    num, count = min(command.num, sets.samples.count or command.num), sets.train.count or 0
     if sets.held_out is None:
         # Evenly over the set: a folder often lies in the order of its classes.
         own = np.unique(np.linspace(0, count - 1, min(count, max(num, 1000))).round().astype(np.int64))
@@ -225,60 +190,77 @@ def audit(command: Command) -> dict[str, object]:
         real = read_all(sets.held_out, sets.held_out.count or 0)
         own = np.full(len(real), -1)
         held_out = {**sets.held_out.what, "n": len(real), "sha256": digest_of(real)}
-    figures, arrays, first = {}, {}, None
-    for space in spaces_of(command):
-        # Samples and held-out images together, so that training images are read once.
-        queries = np.concatenate([space.embed(samples), space.embed(real)])
-        near = neighbours_of(queries, space, sets, command.neighbours, np.concatenate([np.full(num, -1), own]))
-        found = {"distance": copies.distances(near, queries.shape[1] if space.name == PIXELS else 1)}
-        ones = {"distance": found["distance"][:, 0], "relative": copies.relative(found["distance"])}
-        compared = {
-            name: copies.compare(value[:num], value[num:], command.quantile, command.level, command.settings.seed)
-            for name, value in ones.items()
-        }
-        figures[space.name] = {name: described(value) for name, value in compared.items()}
-        figures[space.name]["identical"] = int(np.sum(near.squared[:num, 0] == 0))
-        figures[space.name]["copies"] = copies.are_copies(list(compared.values()), command.level)
-        arrays |= {f"{space.name}/{name}": value.astype(np.float32) for name, value in ones.items()}
-        arrays |= {f"{space.name}/nearest": near.index[:, 0]}
-        arrays |= {f"{space.name}/{name}/p": value.p_values for name, value in compared.items()}
-        first = first or (space.name, near, ones["distance"], compared["distance"].p_values)
-    if first is None:
-        raise ValueError("no space is named: pixels, or a network that jaxdiff evaluate knows (--features)")
+    copies.check_quantile(command.quantile, len(real))
+    kept = gather(
+        evaluations(command.dir) / f"audit-{digest(sets.samples.what)}",
+        ("images", "sha256"),
+        num,
+        looker({}, sets.samples, command.settings.batch_size, keep=True),
+        "samples",
+    )
+    every = [measure(command, space, sets, kept["images"], real, own) for space in spaces]
+    first = every[0]
+    closest = np.argsort(first.figures["distance"][:num], kind="stable")[: command.pairs]
     record: dict[str, object] = {
-        "copies": any(figure["copies"] for figure in figures.values()),
-        "figures": figures,
+        "copies": any(copies.are_copies(list(m.compared.values()), command.level) for m in every),
+        "figures": {
+            m.space: {name: described(value) for name, value in m.compared.items()}
+            | {"identical": int(np.sum(m.near.squared[:num, 0] == 0))}
+            for m in every
+        },
         "n": num,
         "samples": {**sets.samples.what, "sha256": hashlib.sha256(kept["sha256"].tobytes()).hexdigest()},
-        "train": {**sets.train.what, "n": count, "mirrored": sets.mirrored, "sha256": train_sha256},
+        "train": {**sets.train.what, "n": count, "mirrored": sets.mirrored, "sha256": sha256_of(sets.train, count)},
         "held_out": held_out,
         "quantile": command.quantile,
         "level": command.level,
         "neighbours": command.neighbours,
+        "closest": [
+            {
+                "sample": int(i),
+                "training image": int(first.near.index[i, 0]),
+                "distance": float(first.figures["distance"][i]),
+                "p": float(first.compared["distance"].p_values[i]),
+            }
+            for i in closest
+        ],
         "jaxdiff": jaxdiff.__version__,
     }
-    name, near, distance, p_values = first
-    closest = np.argsort(distance[:num], kind="stable")[: command.pairs]
-    record["closest"] = [
-        {"sample": int(i), "training image": int(near.index[i, 0]), "distance": float(distance[i]), "p": float(p)}
-        for i, p in zip(closest, p_values[closest], strict=True)
-    ]
     if hosts.is_first():
-        out = command.out or out_of(command.dir)
-        out.mkdir(parents=True, exist_ok=True)
-        whole = io.BytesIO()
-        np.savez_compressed(whole, **{key.replace("/", "|"): value for key, value in arrays.items()})
-        write_whole(out / "audit.npz", whole.getvalue())
-        if command.page:
-            rest = num + np.argsort(distance[num:], kind="stable")[: command.pairs]
-            sides = [(samples, closest, 0), (real, rest, num)]
-            rows = [
-                [(images[i - start], sets.train.read(near.index[i, :1].astype(np.int32))[0], distance[i]) for i in some]
-                for images, some, start in sides
-            ]
-            write_whole(out / "audit.png", pairs_page(rows[0], rows[1], name))
-        write_json(out / "audit.json", record)
+        write(command, record, every, sets, kept["images"], real)
     return record
+
+
+def write(
+    command: Command,
+    record: Mapping[str, object],
+    every: Sequence[Measured],
+    sets: Sets,
+    samples: UInt8[np.ndarray, "n h w c"],
+    real: UInt8[np.ndarray, "m h w c"],
+) -> None:
+    """Writes the files, last the record."""
+    out = command.out or out_of(command.dir)
+    out.mkdir(parents=True, exist_ok=True)
+    arrays = {f"{m.space}|{name}": value.astype(np.float32) for m in every for name, value in m.figures.items()}
+    arrays |= {f"{m.space}|{name}|p": value.p_values for m in every for name, value in m.compared.items()}
+    arrays |= {f"{m.space}|nearest": m.near.index[:, 0] for m in every}
+    whole = io.BytesIO()
+    np.savez_compressed(whole, **arrays)
+    write_whole(out / "audit.npz", whole.getvalue())
+    if command.page:
+        first, num = every[0], len(samples)
+        distance = first.figures["distance"]
+
+        def closest(images: UInt8[np.ndarray, "n h w c"], start: int) -> list[Pair]:
+            order = np.argsort(distance[start : start + len(images)], kind="stable")[: command.pairs]
+            return [
+                (images[i], sets.train.read(first.near.index[start + i, :1])[0], float(distance[start + i]))
+                for i in order
+            ]
+
+        write_whole(out / "audit.png", pairs_page(closest(samples, 0), closest(real, num), first.space))
+    write_json(out / "audit.json", record)
 
 
 def described(value: copies.Comparison) -> dict[str, object]:
@@ -292,20 +274,6 @@ def described(value: copies.Comparison) -> dict[str, object]:
         "z": value.z,
         "p_closer": value.p_closer,
     }
-
-
-def sha256_of(images: Images, count: int) -> str:
-    """Of the images' own digests, as `jaxdiff evaluate` has it of a reference."""
-    whole = hashlib.sha256()
-    for first in range(0, count, BLOCK):
-        for image in images.read(np.arange(first, min(first + BLOCK, count), dtype=np.int32)):
-            whole.update(hashlib.sha256(image.tobytes()).digest())
-    return whole.hexdigest()
-
-
-def digest_of(images: UInt8[np.ndarray, "n h w c"]) -> str:
-    """The same of images in memory."""
-    return sha256_of(Images({}, len(images), images.__getitem__), len(images))
 
 
 def out_of(folder: epath.PathLike) -> epath.Path:
@@ -323,12 +291,11 @@ def table(record: Mapping) -> str:
     for space, figures in record["figures"].items():
         for name in ("distance", "relative"):
             f = figures[name]
-            part, closer = f["share"], f["closer"]
-            rows.append(
-                f"| {space} | {name} | {100 * part['value']:.2f} % ({100 * part['low']:.2f} to {100 * part['high']:.2f})"
-                f" | {100 * f['expected']:.2f} % | {f['p_share']:.3g} | {closer['value']:.3f} ({closer['low']:.3f} to"
-                f" {closer['high']:.3f}) | {f['p_closer']:.3g} | {figures['identical']} |"
-            )
+            part, closer = ({key: f[kind][key] for key in ("value", "low", "high")} for kind in ("share", "closer"))
+            cells = [space, name, "{value:.2%} ({low:.2%} to {high:.2%})".format(**part), f"{f['expected']:.2%}"]
+            cells += [f"{f['p_share']:.3g}", "{value:.3f} ({low:.3f} to {high:.3f})".format(**closer)]
+            cells += [f"{f['p_closer']:.3g}", str(figures["identical"])]
+            rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

@@ -3,7 +3,7 @@
 Of every sample, and of every held-out real image, two figures of its nearest training images:
 
     distance    d_1, to the nearest
-    relative    d_1 / (alpha mean of d_1 ... d_k), alpha = 1/2: small where one training image is much nearer than others
+    relative    d_1 / (alpha mean of d_1 ... d_k), alpha = 1/2: small where one is much nearer than others
 
 and then, for either figure, samples are compared with held-out images:
 
@@ -75,12 +75,7 @@ def compare(samples: Figure, held_out: Figure, quantile: float, level: float, se
     Raises: ValueError where there are too few held-out images for a p-value as small as q.
     """
     m, n = len(held_out), len(samples)
-    most = int(np.floor(quantile * (m + 1) + 1e-9))
-    if not 0 < quantile < 1 or most < 1:
-        raise ValueError(
-            f"quantile = {quantile} is not allowed with {m} held-out images: from {1 / (m + 1):.3g} on, below 1 "
-            "(--quantile, --held-out)"
-        )
+    most = check_quantile(quantile, m)
     rank = 1 + np.searchsorted(np.sort(held_out), samples, "right")
     flagged = rank <= most
     hits = int(flagged.sum())
@@ -95,6 +90,17 @@ def compare(samples: Figure, held_out: Figure, quantile: float, level: float, se
         z=test.z,
         p_closer=test.p,
     )
+
+
+def check_quantile(quantile: float, m: int) -> int:
+    """The largest rank among m held-out images and itself that is flagged. Raises: ValueError where there is none."""
+    most = int(np.floor(quantile * (m + 1) + 1e-9))
+    if not 0 < quantile < 1 or most < 1:
+        raise ValueError(
+            f"quantile = {quantile} is not allowed with {m} held-out images: from {1 / (m + 1):.3g} on, below 1 "
+            "(--quantile, --held-out)"
+        )
+    return most
 
 
 def are_copies(comparisons: list[Comparison], level: float) -> bool:
