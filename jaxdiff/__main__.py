@@ -3,9 +3,10 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from jaxdiff.commands import audit, convert, evaluate, grid, lora, plan, precompute
+from jaxdiff.commands import anomaly, audit, convert, evaluate, grid, lora, plan, precompute
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
+    "anomaly": anomaly.main,
     "audit": audit.main,
     "convert": convert.main,
     "evaluate": evaluate.main,
