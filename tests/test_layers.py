@@ -84,7 +84,8 @@ LEAVES: dict[str, set[str]] = {
     "apache_beam": set(),
     "array_record": set(),
     "libtpu": set(),
-    "pydicom": set(),
+    "pydicom": {"data/medical/dicom.py"},
+    "nibabel": {"data/medical/nifti.py"},
     "gradio": set(),
 }
 """Heavy or optional packages, and the files that may import them at the top; others import them where used."""

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from jaxdiff.data.files import FileSource
+from jaxdiff.data.medical.slices import SliceSource
 from jaxdiff.data.records import RecordSource, unpack
 from jaxdiff.data.source import ArraySource, Example, Source, Subset
 from jaxdiff.data.subject import Told
@@ -38,7 +39,7 @@ class OfClasses:
 def labels_of(source: Source) -> Integer[np.ndarray, " n"] | None:
     """The label of every picture, without decoding any; None where the set has no classes."""
     match source:
-        case ArraySource() | FileSource() | OfClasses():
+        case ArraySource() | FileSource() | OfClasses() | SliceSource():
             return source.label
         case Subset():
             labels = labels_of(source.source)

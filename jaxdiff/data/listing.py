@@ -62,6 +62,10 @@ class Listing:
         name = self.top + file
         return self.archive.read(name) if self.archive else (self.path / name).read_bytes()
 
+    def open(self, file: str) -> IO[bytes]:
+        name = self.top + file
+        return self.archive.open(name) if self.archive else (self.path / name).open("rb")  # pyright: ignore
+
 
 def list_files(path: epath.Path) -> Listing:
     """Every file of the set but hidden ones, sorted, without the folders that hold all of them."""

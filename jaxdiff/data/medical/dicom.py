@@ -15,8 +15,9 @@ from typing import IO
 import numpy as np
 import pydicom
 from jaxtyping import Float32, Int64
-from pydicom.dataset import Dataset, FileDataset
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.errors import InvalidDicomError
+from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
@@ -106,14 +107,20 @@ def stored_of(data: FileDataset, frame: int) -> np.ndarray:
     if "PixelData" in data and int(data.BitsStored) > MOST_BITS:
         raise ValueError(f"its {data.BitsStored} bits are more than the {MOST_BITS} that float32 keeps")
     syntax = UID(data.file_meta.TransferSyntaxUID)
-    if syntax.is_compressed and not (syntax.is_encapsulated and get_decoder(syntax).is_available):
-        if syntax.is_encapsulated:
-            raise ValueError(
-                f"it is compressed ({syntax.name}), and no decoder of that is installed:"
-                " pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
-            )
-    values = pixel_array(data, index=frame, raw=True)
-    return values
+    if syntax.is_compressed and not can_decode(syntax):
+        raise ValueError(
+            f"it is compressed as {syntax.name}, of which no decoder is installed:"
+            " pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
+        )
+    return pixel_array(data, index=frame, raw=True)
+
+
+def can_decode(syntax: UID) -> bool:
+    """Whether a decoder of this compression is installed."""
+    try:
+        return get_decoder(syntax).is_available
+    except NotImplementedError:
+        return False
 
 
 def rescale_of(data: Dataset) -> tuple[float, float]:
@@ -143,6 +150,14 @@ def shown(data: Dataset, values: Float32[np.ndarray, "h w"]) -> Window:
         low, high = (centre - width / 2, centre + width / 2 - (0 if exact else 1))
         window = Window(low, high) if high > low else range_of(values)
     return window.swapped if data.PhotometricInterpretation == "MONOCHROME1" else window
+
+
+def first_of(data: Dataset, name: str) -> float | None:
+    """The number, or the first of several, that an attribute holds; None where it holds none."""
+    value = data.get(name)
+    if isinstance(value, MultiValue):
+        value = value[0] if len(value) else None
+    return None if value in (None, "") else float(value)
 
 
 def derived(
@@ -189,7 +204,7 @@ def derived(
     stored(made, values, rescale)
     for name, value in changes.items():
         setattr(made, name, value)
-    meta = pydicom.dataset.FileMetaDataset()
+    meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = made.SOPClassUID, made.SOPInstanceUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     return FileDataset(None, made, preamble=b"\0" * 128, file_meta=meta, is_implicit_VR=False, is_little_endian=True)

@@ -1,8 +1,7 @@
 """Slices and volumes in units, and where they lie in a patient.
 
-Positions are millimetres in NIfTI's axes, RAS: to the patient's Right, Anterior (the front), Superior (the head). DICOM's
-are LPS, which turns the first two about. Slices are shown as radiologists see them, in every plane the patient's left on
-the right hand of the page, or the front on the left hand:
+Positions are millimetres in NIfTI's axes, RAS: to the patient's Right, Anterior (the front), Superior (the head).
+DICOM's are LPS, which turns the first two about. Slices are shown as radiologists see them, and DICOM stores them:
 
     axial       columns to the left side,    rows to the back
     coronal     columns to the left side,    rows to the feet
@@ -85,7 +84,7 @@ def stack(slices: Sequence[Slice], names: Sequence[str]) -> Volume:
         at = int(np.argmax(np.abs(steps - np.median(steps))))
         pair = " and ".join(names[order[i]] for i in (at, at + 1))
         raise ValueError(
-            f"{pair} are {steps[at]:.4g} mm apart where others are {np.median(steps):.4g}: slices are missing or doubled"
+            f"{pair} are {steps[at]:.4g} mm apart where others are {np.median(steps):.4g}: some are missing or doubled"
         )
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = along * first.spacing[1], down * first.spacing[0]  # pyright: ignore
