@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from jaxdiff.commands import anomaly, audit, convert, evaluate, grid, lora, plan, precompute
+from jaxdiff.commands import anomaly, audit, convert, evaluate, grid, lora, plan, precompute, scan
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "anomaly": anomaly.main,
@@ -14,6 +14,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "lora": lora.main,
     "plan": plan.main,
     "precompute": precompute.main,
+    "scan": scan.main,
 }
 """Every command by its name."""
 

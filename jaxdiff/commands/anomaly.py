@@ -13,6 +13,7 @@ import io
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import jax
@@ -30,8 +31,9 @@ from jaxdiff.commands.images import eight_bits
 from jaxdiff.config import to_json
 from jaxdiff.core.cond import absent
 from jaxdiff.core.types import Level
-from jaxdiff.data import Data, open_source
+from jaxdiff.data import Data, Source, open_source
 from jaxdiff.data.classes import class_of
+from jaxdiff.data.medical.slices import SliceSource
 from jaxdiff.data.pictures import Pictures
 from jaxdiff.data.pipeline import validation_batch
 from jaxdiff.evaluation import anomaly
@@ -80,6 +82,9 @@ class Command:
     """Bootstrap samples from which the intervals of AUCs are made."""
     show: int = 12
     """Images on rows.png."""
+    scans: Literal["none", "keep", "anonymous"] = "none"
+    """Of images of dicom: and nifti: write the maps as scans too, in their units, to OUT/scans; DICOM with the patient
+    kept in the header or removed from it."""
     settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings()
 
     def __post_init__(self) -> None:
@@ -96,6 +101,7 @@ class Opened(NamedTuple):
     label: Int[np.ndarray, "n"] | None
     label_names: tuple[str, ...]
     data: Data
+    source: Source
     places: Int[np.ndarray, "n"]
     """Their numbers in the set."""
 
@@ -115,7 +121,16 @@ def data_of(command: Command, data: Data) -> Data:
         data,
         source=command.images or data.source,
         split=command.split,
-        **{"crop": crop, "labels": True, "classes": (), "holdout": 0.0, "prior": "", "text": False, "keywords": False},
+        **{
+            "crop": crop,
+            "labels": True,
+            "classes": (),
+            "holdout": 0.0,
+            "prior": "",
+            "caption": "",
+            "text": False,
+            "keywords": False,
+        },
         **{"flip": False, "augment": 0.0},
     )
 
@@ -134,7 +149,7 @@ def read(data: Data, num: int = 0) -> Opened:
         parts.append(np.asarray(to_unit(jnp.asarray(batch["image"]))))
         labels.append(batch.get("label"))
     label = None if labels[0] is None else np.concatenate(labels)
-    return Opened(np.concatenate(parts), label, tuple(source.label_names), data, places)
+    return Opened(np.concatenate(parts), label, tuple(source.label_names), data, source, places)
 
 
 def flagged(data: Data, num: int, flag: str) -> Opened:
@@ -207,6 +222,8 @@ def detect(command: Command) -> dict[str, object]:
     started = time.monotonic()
     trained = open_trained(command.dir, command.settings)
     opened = flagged(data_of(command, trained.config.data), command.num, "--images")
+    if command.scans != "none" and not isinstance(opened.source, SliceSource):
+        raise ValueError(f"{opened.source.name} holds no scans, as dicom: and nifti: do (--scans, --images)")
     abnormal = None
     if command.normal is not None:
         if opened.label is None:
@@ -266,6 +283,11 @@ def write(
     titles = [f"{name} {found.scores['mae'][i]:.3f}".strip() for name, i in zip(names, shown, strict=True)]
     page = rows_page(screen(opened.images[shown]), screen(found.rebuilt[shown]), pictures[shown], titles)
     write_whole(out / "rows.png", page)
+    if command.scans != "none" and isinstance(opened.source, SliceSource):
+        from jaxdiff.data.medical.maps import write_maps
+
+        crop, hidden = opened.data.crop, command.scans == "anonymous"
+        write_maps(Path(out / "scans"), opened.source, opened.places, found.maps, crop, "jaxdiff anomaly map", hidden)
     write_images(out, pictures, record)
 
 

@@ -118,6 +118,21 @@ def fit(image: Pixels, size: int, crop: Crop) -> Pixels:
     return image if crop == "random" else window(image, size, 0.5)
 
 
+def unfit(image: Float32[np.ndarray, "h w c"], height: int, width: int, crop: Crop) -> Float32[np.ndarray, "h2 w2 c"]:
+    """A square image laid back on the picture of height x width pixels that was fitted to it; 0 where that was cut."""
+    size = image.shape[0]
+    if crop != "none":
+        scale = size / min(height, width)
+        tall, wide = max(size, round(height * scale)), max(size, round(width * scale))
+        top, left = round(0.5 * (tall - size)), round(0.5 * (wide - size))
+        image = np.pad(image, ((top, tall - size - top), (left, wide - size - left), (0, 0)))
+    if image.shape[:2] == (height, width):
+        return image
+    planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(image, 2, 0)]
+    resized = [np.asarray(plane.resize((width, height), Image.Resampling.BILINEAR)) for plane in planes]
+    return np.stack(resized, axis=2)
+
+
 def window(image: Shaped[np.ndarray, "h w c"], size: int, where: float) -> Shaped[np.ndarray, "size size c"]:
     """A size x size window of the picture, or of latents; `where` in [0, 1] runs from its first to its last place."""
     top = round(where * (image.shape[0] - size))

@@ -16,7 +16,6 @@ from jaxdiff.data.subject import Beside, Told
 from jaxdiff.data.tfds import open_tfds, tfds_splits
 from jaxdiff.data.units import Window, window_of
 
-
 EIGHT_BITS = ("emoji", "fashion_mnist", "medmnist", "records")
 """Kinds of sets whose pictures have 8 bits, or are latents."""
 

@@ -56,6 +56,15 @@ def frames_of(stream: IO[bytes], name: str) -> int:
         raise broken(name, error) from error
 
 
+def series_of(encoded: bytes, name: str) -> str:
+    """The UID of the series that the file belongs to. Raises: BrokenImageError."""
+    try:
+        header = pydicom.dcmread(io.BytesIO(encoded), stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
+        return str(header.get("SeriesInstanceUID") or "")
+    except BROKEN as error:
+        raise broken(name, error) from error
+
+
 def is_dicom(stream: IO[bytes]) -> bool:
     """Whether a file begins as DICOM files do."""
     return stream.read(132)[128:] == b"DICM"
@@ -231,6 +240,11 @@ def stored(made: Dataset, values: Float32[np.ndarray, "h w"], rescale: tuple[flo
     made["PixelData"].VR = "OB" if kind.itemsize == 1 else "OW"
     if len(made.PixelData) % 2:
         made.PixelData += b"\0"
+
+
+def new_uid() -> str:
+    """A number that no other image, series or study in the world has."""
+    return str(generate_uid())
 
 
 def step_of(values: Float32[np.ndarray, "h w"]) -> tuple[float, float]:
