@@ -21,21 +21,19 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from etils import epath
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 import jaxdiff
 from jaxdiff import cli
+from jaxdiff.commands.anomaly_images import Opened, data_of, flagged, learned
 from jaxdiff.commands.anomaly_page import heat, rows_page
 from jaxdiff.commands.images import eight_bits
 from jaxdiff.config import to_json
 from jaxdiff.core.cond import absent
 from jaxdiff.core.types import Level
-from jaxdiff.data import Data, Source, open_source
 from jaxdiff.data.classes import class_of
 from jaxdiff.data.medical.slices import SliceSource
-from jaxdiff.data.pictures import Pictures
-from jaxdiff.data.pipeline import validation_batch
 from jaxdiff.evaluation import anomaly
 from jaxdiff.evaluation.ranks import auc_interval
 from jaxdiff.evaluation.store import write_whole
@@ -47,7 +45,6 @@ from jaxdiff.trained import Trained, open_trained
 from jaxdiff.training import hosts
 from jaxdiff.training.sharding import shard_batch, to_host
 from jaxdiff.training.state import use_every_core
-from jaxdiff.training.step import to_unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,72 +90,12 @@ class Command:
                 raise ValueError(f"{name} = {getattr(self, name)} is not allowed: at least {low} (--{name})")
 
 
-class Opened(NamedTuple):
-    """The images that are looked at."""
-
-    images: Float[np.ndarray, "n h w c"]
-    """In [-1, 1]."""
-    label: Int[np.ndarray, "n"] | None
-    label_names: tuple[str, ...]
-    data: Data
-    source: Source
-    places: Int[np.ndarray, "n"]
-    """Their numbers in the set."""
-
-
 class Found(NamedTuple):
     """What the reconstructions say of each image, averaged over seeds."""
 
     maps: Float[np.ndarray, "n h w"]
     rebuilt: Float[np.ndarray, "n h w c"]
     scores: dict[str, Float[np.ndarray, "n"]]
-
-
-def data_of(command: Command, data: Data) -> Data:
-    """The set to look at, as the run would see it. Raises: ValueError."""
-    crop = "center" if data.crop == "random" else data.crop
-    return dataclasses.replace(
-        data,
-        source=command.images or data.source,
-        split=command.split,
-        **{
-            "crop": crop,
-            "labels": True,
-            "classes": (),
-            "holdout": 0.0,
-            "prior": "",
-            "caption": "",
-            "text": False,
-            "keywords": False,
-        },
-        **{"flip": False, "augment": 0.0},
-    )
-
-
-def read(data: Data, num: int = 0) -> Opened:
-    """The pictures of a set in [-1, 1], with all bits that the set has. Raises: ValueError or FileNotFoundError."""
-    source = open_source(data)
-    if not len(source):
-        raise ValueError(f"{source.name} has no images (--images)")
-    pictures = Pictures(data, source)
-    count = len(source) if num == 0 else min(num, len(source))
-    places = np.unique(np.linspace(0, len(source) - 1, count).round().astype(np.int64))
-    parts, labels = [], []
-    for first in range(0, len(places), 256):
-        batch = validation_batch(data, pictures, [int(i) for i in places[first : first + 256]])
-        parts.append(np.asarray(to_unit(jnp.asarray(batch["image"]))))
-        labels.append(batch.get("label"))
-    label = None if labels[0] is None else np.concatenate(labels)
-    return Opened(np.concatenate(parts), label, tuple(source.label_names), data, source, places)
-
-
-def flagged(data: Data, num: int, flag: str) -> Opened:
-    """`read`, whose errors name this command's flags."""
-    try:
-        return read(data, num)
-    except (ValueError, FileNotFoundError) as error:
-        said = str(error).replace("--data.source", flag).replace("--data.split", "--split").replace("--data.", "--")
-        raise ValueError(said) from error
 
 
 def reconstructions(
@@ -221,7 +158,7 @@ def detect(command: Command) -> dict[str, object]:
     """Reconstructs, scores, and writes the files; returns the record."""
     started = time.monotonic()
     trained = open_trained(command.dir, command.settings)
-    opened = flagged(data_of(command, trained.config.data), command.num, "--images")
+    opened = flagged(data_of(trained.config.data, command.images, command.split), command.num, "--images")
     if command.scans != "none" and not isinstance(opened.source, SliceSource):
         raise ValueError(f"{opened.source.name} holds no scans, as dicom: and nifti: do (--scans, --images)")
     abnormal = None
@@ -229,14 +166,13 @@ def detect(command: Command) -> dict[str, object]:
         if opened.label is None:
             raise ValueError(f"{opened.data.source} has no classes, so no normal one (--normal, --images)")
         abnormal = opened.label != class_of(command.normal, opened.label_names, "--normal")
-    own = dataclasses.replace(trained.config.data, flip=False, augment=0.0, text=False, keywords=False)
-    train = read(own) if command.baselines else None
+    train = learned(trained.config.data) if command.baselines else None
     out = prepare_out(command.out)
     found = look(command, trained, opened.images)
     scores = {f"diffusion/{name}": value for name, value in found.scores.items()}
     components = None
     if train is not None:
-        simple, components = anomaly.baselines(opened.images, train.images, command.variance)
+        simple, components = anomaly.baselines(opened.images, train, command.variance)
         scores |= simple
     record: dict[str, object] = {
         "workdir": str(command.dir),
