@@ -57,8 +57,8 @@ class Command:
     """Folder for the maps and the figures."""
     images: str | None = None
     """Images to look at: whatever train.py takes as --data.source (by default the set that the run was trained on)."""
-    split: str = "test"
-    """Part of the set, where it has parts."""
+    split: str | None = None
+    """Part of the set (by default test of the run's own set, train of another)."""
     num: int = 0
     """The most images to look at, evenly over the set; 0: all."""
     normal: str | None = None

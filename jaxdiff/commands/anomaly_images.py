@@ -29,24 +29,19 @@ class Opened(NamedTuple):
     """Their numbers in the set."""
 
 
-def data_of(data: Data, images: str | None, split: str) -> Data:
-    """The set to look at, as the run would see it. Raises: ValueError."""
-    crop = "center" if data.crop == "random" else data.crop
+def data_of(data: Data, images: str | None, split: str | None) -> Data:
+    """The set to look at, as the run would see it: by default the test split of the run's own, the train split of
+    another set."""
     return dataclasses.replace(
         data,
         source=images or data.source,
-        split=split,
-        **{
-            "crop": crop,
-            "labels": True,
-            "classes": (),
-            "holdout": 0.0,
-            "prior": "",
-            "caption": "",
-            "text": False,
-            "keywords": False,
-        },
-        **{"flip": False, "augment": 0.0},
+        split=split or ("test" if images in (None, data.source) else "train"),
+        crop="center" if data.crop == "random" else data.crop,
+        labels=True,
+        classes=(),
+        holdout=0.0,
+        prior="",
+        **TOLD_NOTHING,
     )
 
 
