@@ -17,19 +17,21 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from jaxdiff.config import Config
 from jaxdiff.core.cond import absent
 from jaxdiff.core.gaussian import diffuse
 from jaxdiff.core.levels import check_high, from_ratios, from_times
-from jaxdiff.core.types import Cond, Level, Path
+from jaxdiff.core.types import Cond, Denoise, Level, Path
 from jaxdiff.sampler import Guides, Scales, Weights, check_sampling, denoise_of, solver_of
 from jaxdiff.sampling.ddim import DDIM
 from jaxdiff.sampling.guidance_rules import CFG
 from jaxdiff.sampling.sample import image_keys, initial, sample
+from jaxdiff.sampling.solver import Solver
 
 Image = Float[Array, "b h w c"]
+Keys = Key[Array, "b"]
 
 Reconstructor = Callable[..., Image]
 """``(weights, seed, indices, x0, levels, cond, scales, negative=None) -> x``: images in [-1, 1], taken to levels[0] and
@@ -56,6 +58,23 @@ def levels_from(levels: Level, path: Path, ratio: float) -> Level:
     return jax.tree.map(lambda a, b: a.at[0].set(b[0]), laid, start)
 
 
+def from_noise(keys: Keys, x0: Image, levels: Level, denoise: Denoise, solver: Solver) -> Image:
+    """x0 noised to the first level and sampled from there: alpha x0 + sigma eps, eps the keys' initial noise."""
+    first = jax.tree.map(lambda a: a[0], levels)
+    x = diffuse(first, x0, jnp.zeros_like(x0)) + initial(keys, x0.shape[1:], first)
+    return sample(keys, x, levels, denoise, solver)
+
+
+def from_encoding(keys: Keys, x0: Image, levels: Level, up: Denoise, down: Denoise) -> Image:
+    """x0 taken along the ODE of `up` to the first level, and along that of `down` to the last, by DDIM.
+
+    It starts at the last level above the clean one, where networks are not defined, as x0 without its little noise.
+    """
+    rising = jax.tree.map(lambda a: a[:-1][::-1], levels)
+    start = diffuse(jax.tree.map(lambda a: a[0], rising), x0, jnp.zeros_like(x0))
+    return sample(keys, sample(keys, start, rising, up, DDIM()), levels, down, DDIM())
+
+
 def reconstructor(config: Config, guides: Guides = Guides(), encode: bool = False) -> Reconstructor:
     """The jitted way up and down again; `encode`: along the ODE, without noise and without guidance on the way up.
 
@@ -78,15 +97,10 @@ def reconstructor(config: Config, guides: Guides = Guides(), encode: bool = Fals
     ) -> Image:
         keys = image_keys(seed, indices)
         denoise_with = functools.partial(denoise_of, config, guides, weights, cond, scales, negative=negative)
-        first = jax.tree.map(lambda a: a[0], levels)
         if not encode:
-            x = diffuse(first, x0, jnp.zeros_like(x0)) + initial(keys, x0.shape[1:], first)
-            return sample(keys, x, levels, denoise_with(), solver_of(config, denoise_with))
+            return from_noise(keys, x0, levels, denoise_with(), solver_of(config, denoise_with))
         unguided = denoise_of(plain(config), Guides(), weights, absent(cond), scales)
-        rising = jax.tree.map(lambda a: a[:-1][::-1], levels)  # networks are not defined at the clean level
-        start = diffuse(jax.tree.map(lambda a: a[0], rising), x0, jnp.zeros_like(x0))
-        x = sample(keys, start, rising, unguided, DDIM())
-        return sample(keys, x, levels, denoise_with(), DDIM())
+        return from_encoding(keys, x0, levels, unguided, denoise_with())
 
     return run
 

@@ -38,10 +38,8 @@ def test_principal_components_leave_what_is_outside_their_plane(n):
 
 def test_as_few_components_as_hold_the_share():
     scales = np.array([4.0, 2, 1, 1])
-    rng = np.random.default_rng(0)
-    z = np.linalg.qr(rng.normal(size=(400, 4)) - rng.normal(size=4))[0]
-    z = (z - z.mean(0)) * scales
-    flat = np.linalg.qr(z - z.mean(0))[0] * scales * 20
+    z = np.random.default_rng(0).normal(size=(400, 4))
+    flat = np.linalg.qr(z - z.mean(0))[0] * scales * 20  # columns of no mean, of no correlation
     train = flat.reshape(400, 2, 2, 1).astype(np.float32)
     shares = np.cumsum(scales**2) / np.sum(scales**2)
     for k, share in enumerate(shares[:3], 1):
