@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sampling.closed_form import denoiser, normal
 
 from jaxdiff.core import grids, paths
 from jaxdiff.core.levels import from_times
 from jaxdiff.evaluation import anomaly
 from jaxdiff.reconstruction import from_encoding, from_noise, levels_from
 from jaxdiff.sampling.ddim import DDIM
+from jaxdiff.sampling.exact import normal
+from jaxdiff.sampling.exact import of_mixture as denoiser
 from jaxdiff.sampling.sample import image_keys
 
 S = 0.5
@@ -60,7 +61,7 @@ def test_encoding_invents_nothing():
 
 
 def test_encoding_by_one_and_decoding_by_another():
-    """N(0, s^2) up and N(m, q^2) down: m + (x sqrt(a^2 s^2 + b^2) / s - a m) q / sqrt(a^2 q^2 + b^2) at level (a, b)."""
+    """N(0, s^2) up and N(m, q^2) down: m + (x sqrt(a^2 s^2 + b^2) / s - a m) q / sqrt(a^2 q^2 + b^2), (a, b) on top."""
     path, mean, q = paths.Linear(), 0.3, 0.2
     levels = levels_from(grids.UniformT()(path, 400), path, 1.5)
     alpha, sigma = level_at(path, 1.5)
