@@ -1,6 +1,7 @@
 """DICOM: units, windows, bits, there and back, and what is refused."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -168,12 +169,12 @@ def test_values_that_are_no_numbers_are_not_written():
 def test_real_files():
     """Those that come with pydicom: a CT and an MR slice, and a radiotherapy plan, which is no image."""
     for name, unit in (("CT_small.dcm", "HU"), ("MR_small.dcm", "")):
-        place = get_testdata_file(name)
-        encoded = open(place, "rb").read()
+        place = Path(get_testdata_file(name))
+        encoded = place.read_bytes()
         image = read_dicom(encoded, name)
         source = pydicom.dcmread(place)
         again = pydicom.dcmread(io.BytesIO(to_bytes(derived(encoded, image.values, new_uid(), "the same"))))
         np.testing.assert_array_equal(again.pixel_array, source.pixel_array)
         assert image.unit == unit and image.values.shape == source.pixel_array.shape and image.spacing
     with pytest.raises(BrokenImageError, match="no pixel data"):
-        read_dicom(open(get_testdata_file("rtplan.dcm"), "rb").read(), "rtplan.dcm")
+        read_dicom(Path(get_testdata_file("rtplan.dcm")).read_bytes(), "rtplan.dcm")
