@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from etils import epath
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
 import jaxdiff
@@ -38,7 +38,7 @@ from jaxdiff.evaluation import anomaly
 from jaxdiff.evaluation.ranks import auc_interval
 from jaxdiff.evaluation.store import write_whole
 from jaxdiff.outputs import prepare_out, write_images
-from jaxdiff.pretrained.lpips import find_lpips
+from jaxdiff.pretrained.lpips import Distance, find_lpips
 from jaxdiff.reconstruction import Reconstructor, levels_from, reconstructor
 from jaxdiff.settings import Settings
 from jaxdiff.trained import Trained, open_trained
@@ -88,6 +88,8 @@ class Command:
         for name, low in {"num": 0, "seeds": 1, "bootstrap": 20, "show": 1}.items():
             if not low <= getattr(self, name) < 2**31:
                 raise ValueError(f"{name} = {getattr(self, name)} is not allowed: at least {low} (--{name})")
+        if not 0 < self.variance <= 1:
+            raise ValueError(f"variance = {self.variance} is not allowed: above 0, at most 1 (--variance)")
 
 
 class Found(NamedTuple):
@@ -119,14 +121,17 @@ def reconstructions(
         yield part, [rebuilt[: part.stop - part.start] for rebuilt in made]
 
 
-def look(command: Command, trained: Trained, images: Float[np.ndarray, "n h w c"]) -> Found:
-    """Maps and scores of the images."""
-    path = trained.config.objective.path_of(trained.params)
-    levels = levels_from(trained.levels, path, command.noise)
+def look(
+    command: Command,
+    trained: Trained,
+    levels: Level,
+    distance: Distance | None,
+    images: Float[np.ndarray, "n h w c"],
+) -> Found:
+    """Maps and scores of the images, taken to the first of the levels; by a perceptual `distance` too."""
     encode = command.method == "encode"
     run = reconstructor(trained.config, trained.guides, encode)
     seeds = [trained.settings.seed + i for i in range(1 if encode else command.seeds)]
-    distance = find_lpips(command.lpips) if command.lpips else None
     compare = jax.jit(lambda x, y: (anomaly.difference(x, y), anomaly.scores(x, y)))
     maps, rebuilt = np.zeros(images.shape[:3], np.float32), np.zeros_like(images)
     scores: dict[str, np.ndarray] = {}
@@ -144,14 +149,24 @@ def look(command: Command, trained: Trained, images: Float[np.ndarray, "n h w c"
 
 
 def aucs(
-    scores: Mapping[str, Float[np.ndarray, "n"]], abnormal: np.ndarray, command: Command
+    scores: Mapping[str, Float[np.ndarray, "n"]], abnormal: Bool[np.ndarray, "n"], command: Command
 ) -> dict[str, dict[str, float]]:
-    """The AUC of each score with its 95 % interval. Raises: ValueError where there are images of one kind only."""
+    """The AUC of each score with its 95 % interval."""
+    how = {"count": command.bootstrap, "seed": command.settings.seed}
+    return {name: auc_interval(value[abnormal], value[~abnormal], **how)._asdict() for name, value in scores.items()}
+
+
+def abnormal_of(opened: Opened, normal: str | None) -> Bool[np.ndarray, "n"] | None:
+    """Which images are not of the normal class; None where none is named. Raises: ValueError where all are, or none."""
+    if normal is None:
+        return None
+    if opened.label is None:
+        raise ValueError(f"{opened.data.source} has no classes, so no normal one (--normal, --images)")
+    abnormal = opened.label != class_of(normal, opened.label_names, "--normal")
     if abnormal.all() or not abnormal.any():
         kind = "abnormal" if abnormal.all() else "normal"
         raise ValueError(f"all {len(abnormal)} images are {kind}: an AUC needs both kinds (--normal, --images, --num)")
-    how = {"count": command.bootstrap, "seed": command.settings.seed}
-    return {name: auc_interval(value[abnormal], value[~abnormal], **how)._asdict() for name, value in scores.items()}
+    return abnormal
 
 
 def detect(command: Command) -> dict[str, object]:
@@ -161,14 +176,12 @@ def detect(command: Command) -> dict[str, object]:
     opened = flagged(data_of(trained.config.data, command.images, command.split), command.num, "--images")
     if command.scans != "none" and not isinstance(opened.source, SliceSource):
         raise ValueError(f"{opened.source.name} holds no scans, as dicom: and nifti: do (--scans, --images)")
-    abnormal = None
-    if command.normal is not None:
-        if opened.label is None:
-            raise ValueError(f"{opened.data.source} has no classes, so no normal one (--normal, --images)")
-        abnormal = opened.label != class_of(command.normal, opened.label_names, "--normal")
+    abnormal = abnormal_of(opened, command.normal)
+    levels = levels_from(trained.levels, trained.config.objective.path_of(trained.params), command.noise)
+    distance = find_lpips(command.lpips) if command.lpips else None
     train = learned(trained.config.data) if command.baselines else None
     out = prepare_out(command.out)
-    found = look(command, trained, opened.images)
+    found = look(command, trained, levels, distance, opened.images)
     scores = {f"diffusion/{name}": value for name, value in found.scores.items()}
     components = None
     if train is not None:

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -23,20 +23,26 @@ from jaxtyping import Float, Int, UInt8
 import jaxdiff
 from jaxdiff import cli
 from jaxdiff.commands.audit_page import Pair, pairs_page
-from jaxdiff.commands.audit_sets import BLOCK, Sets, digest_of, read_all, sets_of, sha256_of
-from jaxdiff.commands.evaluate import evaluations, weights_in, write_json
-from jaxdiff.commands.images import Images, label, looker
+from jaxdiff.commands.audit_sets import (
+    BLOCK,
+    PIXELS,
+    Sets,
+    Space,
+    digest_of,
+    read_all,
+    sets_of,
+    sha256_of,
+    spaces_of,
+)
+from jaxdiff.commands.evaluate import evaluations, write_json
+from jaxdiff.commands.images import looker
 from jaxdiff.commands.reference import is_run
 from jaxdiff.evaluation import copies
 from jaxdiff.evaluation.distances import Neighbours, nearest
 from jaxdiff.evaluation.store import digest, gather, write_whole
-from jaxdiff.pretrained.features import open_features
 from jaxdiff.settings import Settings
 from jaxdiff.training import hosts
 from jaxdiff.training.state import use_every_core
-
-PIXELS = "pixels"
-"""The space that needs no network: root mean square differences in grey levels of 255."""
 
 FLOATS = 2**27
 """Numbers of the queries, or of the training images, whose distances are computed at once."""
@@ -85,30 +91,6 @@ class Command:
         for name in ("quantile", "level"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} is not allowed: above 0, below 1 (--{name})")
-
-
-class Space(NamedTuple):
-    """Where distances are taken."""
-
-    name: str
-    embed: Callable[[UInt8[np.ndarray, "n h w c"]], Float[np.ndarray, "n d"]]
-
-
-def spaces_of(command: Command) -> Iterator[Space]:
-    """The spaces that --features names. Raises: ValueError or FileNotFoundError."""
-    files = weights_in(command.weights)
-    for name in [name.strip() for name in command.features.split(",") if name.strip()]:
-        if name == PIXELS:
-            yield Space(name, lambda images: images.reshape(len(images), -1).astype(np.float32))
-            continue
-        net = open_features(name, files.get(name))
-
-        def embed(images: UInt8[np.ndarray, "n h w c"], net=net) -> Float[np.ndarray, "n d"]:
-            read = Images({}, len(images), images.__getitem__)
-            look = looker({"net": net}, read, command.settings.batch_size, keep=False)
-            return look(np.arange(len(images), dtype=np.int32))[f"{label(net)}/features"]
-
-        yield Space(label(net), embed)
 
 
 def neighbours_of(
@@ -177,9 +159,7 @@ def measure(
 def audit(command: Command) -> dict[str, object]:
     """Makes the samples, measures, and writes the files; returns the record."""
     sets = sets_of(command.dir, command.settings, command.train, command.held_out, command.held_out_split)
-    spaces = list(spaces_of(command))
-    if not spaces:
-        raise ValueError("no space is named: pixels, or a network that jaxdiff evaluate knows (--features)")
+    spaces = spaces_of(command.features, command.weights, command.settings.batch_size)
     num, count = min(command.num, sets.samples.count or command.num), sets.train.count or 0
     if sets.held_out is None:
         # Evenly over the set: a folder often lies in the order of its classes.

@@ -2,19 +2,24 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
-from jaxdiff.commands.images import Images, data_of_folder, images_of_data, images_of_run
+from jaxdiff.commands.evaluate import weights_in
+from jaxdiff.commands.images import Images, data_of_folder, images_of_data, images_of_run, label, looker
 from jaxdiff.commands.reference import is_run, pictures_behind
 from jaxdiff.data import Data, open_source, open_validation
 from jaxdiff.models import find_model
+from jaxdiff.pretrained.features import open_features
 from jaxdiff.settings import Settings
 from jaxdiff.trained import open_trained
+
+PIXELS = "pixels"
+"""The space that needs no network: root mean square differences in grey levels of 255."""
 
 BLOCK = 1024
 """Images that are read at once."""
@@ -79,6 +84,33 @@ def flagged(make: Callable[[], Images], flag: str) -> Images:
     except (ValueError, FileNotFoundError) as error:
         said = str(error).replace("--data.source", flag).replace("--data.split", f"{flag}-split")
         raise ValueError(said) from error
+
+
+class Space(NamedTuple):
+    """Where distances are taken."""
+
+    name: str
+    embed: Callable[[UInt8[np.ndarray, "n h w c"]], Float[np.ndarray, "n d"]]
+
+
+def spaces_of(features: str, weights: Sequence[str], batch_size: int) -> list[Space]:
+    """The spaces that --features names. Raises: ValueError or FileNotFoundError."""
+    files, spaces = weights_in(weights), []
+    for name in [name.strip() for name in features.split(",") if name.strip()]:
+        if name == PIXELS:
+            spaces.append(Space(name, lambda images: images.reshape(len(images), -1).astype(np.float32)))
+            continue
+        net = open_features(name, files.get(name))
+
+        def embed(images: UInt8[np.ndarray, "n h w c"], net=net) -> Float[np.ndarray, "n d"]:
+            read = Images({}, len(images), images.__getitem__)
+            look = looker({"net": net}, read, batch_size, keep=False)
+            return look(np.arange(len(images), dtype=np.int32))[f"{label(net)}/features"]
+
+        spaces.append(Space(label(net), embed))
+    if not spaces:
+        raise ValueError(f"features {features!r} name nothing: {PIXELS}, or a network of jaxdiff evaluate (--features)")
+    return spaces
 
 
 def read_all(images: Images, count: int) -> UInt8[np.ndarray, "n h w c"]:
