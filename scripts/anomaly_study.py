@@ -3,8 +3,8 @@
     python scripts/anomaly_study.py RUN OUT [--normal 0] [--noise 0.5,1,2] [--methods noise,encode] [--steps 20]
 
 For each method and noise `jaxdiff anomaly` looks at the images of both splits; the folders that are complete are not
-made again. A score may point the wrong way (an abnormal lung can be easier to reconstruct than a normal one), so each is
-also taken as the distance from its median over the normal images of the first split, "atypical", which knows of no
+made again. A score may point the wrong way (an abnormal lung can be easier to reconstruct than a normal one), so each
+is also taken as the distance from its median over the normal images of the first split, "atypical", which knows of no
 abnormal image. OUT/study.json has every AUC with its interval, OUT/study.md the tables: for the diffusion scores and
 for those of the methods without a network, the one that is best on the first split, and what it does on the second.
 """
