@@ -69,7 +69,8 @@ def read_slice(path: Path, plane: Plane, index: int) -> Float32[np.ndarray, "h w
             place = index if ornt[native, 1] > 0 else image.shape[native] - 1 - index
             some: list[slice | int] = [slice(None)] * 3 + [0] * (len(image.shape) - 3)
             some[native] = slice(place, place + 1)
-            values = plane_of(apply_orientation(np.asarray(image.dataobj[tuple(some)]), ornt), plane, 0)
+            cut = np.asarray(image.dataobj[tuple(some)], np.float32)
+            values = plane_of(apply_orientation(cut, ornt), plane, 0)
         values = np.ascontiguousarray(values, np.float32)
         check_finite(values)
         return values

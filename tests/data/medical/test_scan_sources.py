@@ -44,7 +44,7 @@ def folder(tmp_path):
 
 
 def test_a_folder_of_dicom_is_a_set(folder):
-    source = open_source(Data(f"dicom:{folder}", 8, 1, window=(-1000, 1000)))
+    source = open_source(Data(f"dicom:{folder}", 8, 1, window=(-1000.0, 1000.0)))
     assert seen(source) == [-1, -0.5, 1, 0, 0.5] and source.label_names == ()
     assert source[0]["image"].dtype == np.float32 and source[0]["image"].shape == (8, 8, 1)
     again = pickle.loads(pickle.dumps(source))
@@ -56,18 +56,18 @@ def test_an_archive_is_the_same_set(folder, tmp_path):
         for file in sorted(folder.rglob("*")):
             if file.is_file():
                 archive.write(file, file.relative_to(folder))
-    data = Data(f"dicom:{folder}", 8, 1, window=(-1000, 1000))
-    zipped = Data(f"dicom:{tmp_path / 'set.zip'}", 8, 1, window=(-1000, 1000))
+    data = Data(f"dicom:{folder}", 8, 1, window=(-1000.0, 1000.0))
+    zipped = Data(f"dicom:{tmp_path / 'set.zip'}", 8, 1, window=(-1000.0, 1000.0))
     assert seen(open_source(zipped)) == seen(open_source(data))
 
 
 def test_labels_come_from_metadata_alone(folder):
     lines = [{"file_name": "b/cine.dcm", "label": "ill"}, {"file_name": "a/1.dcm", "label": "well"}]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    source = open_source(Data(f"dicom:{folder}", 8, 1, window=(-1000, 1000)))
+    source = open_source(Data(f"dicom:{folder}", 8, 1, window=(-1000.0, 1000.0)))
     assert seen(source) == [0, 0.5, -1] and [source[i]["label"] for i in range(3)] == [0, 0, 1]
     np.testing.assert_array_equal(labels_of(source), [0, 0, 1])
-    assert seen(open_source(Data(f"dicom:{folder}", 8, 1, window=(-1000, 1000), classes=("well",)))) == [-1]
+    assert seen(open_source(Data(f"dicom:{folder}", 8, 1, window=(-1000.0, 1000.0), classes=("well",)))) == [-1]
 
 
 def test_batches_keep_the_bits(tmp_path):
@@ -84,7 +84,7 @@ def test_batches_keep_the_bits(tmp_path):
 def test_black_for_white_is_turned(tmp_path):
     for name in ("MONOCHROME1", "MONOCHROME2"):
         put(tmp_path / name / "1.dcm", dicom(np.arange(64).reshape(8, 8), PhotometricInterpretation=name))
-    for window in (None, (-1024, -961)):
+    for window in (None, (-1024.0, -961.0)):
         one, two = (open_source(Data(f"dicom:{tmp_path / f'MONOCHROME{i}'}", 8, 1, window=window)) for i in (1, 2))
         np.testing.assert_allclose(one[0]["image"], -two[0]["image"], atol=1e-6)
         assert two[0]["image"][0, 0, 0] == -1
@@ -93,7 +93,7 @@ def test_black_for_white_is_turned(tmp_path):
 def test_splits_and_held_out_images(tmp_path):
     for i in range(20):
         put(tmp_path / "set" / ("test" if i < 5 else "train") / f"{i:02d}.dcm", dicom(level(10 * i)))
-    data = Data(f"dicom:{tmp_path / 'set'}", 8, 1, window=(0, 200))
+    data = Data(f"dicom:{tmp_path / 'set'}", 8, 1, window=(0.0, 200.0))
     assert len(open_source(data)) == 15 and len(open_validation(data)) == 5
 
 
@@ -107,20 +107,20 @@ def test_slices_of_volumes_by_plane(tmp_path):
     nifti(tmp_path / "set" / "a.nii.gz", a)
     nifti(tmp_path / "set" / "p" / "b.nii", np.full((4, 4, 3), 24, np.int16))
     for plane, count in {"axial": 6 + 3, "coronal": 2 + 4, "sagittal": 4 + 4}.items():
-        source = open_source(Data(f"nifti:{tmp_path / 'set'}", 4, 1, window=(0, 48), plane=plane))
+        source = open_source(Data(f"nifti:{tmp_path / 'set'}", 4, 1, window=(0.0, 48.0), plane=plane))
         assert len(source) == count
         assert seen(source)[-1] == 0 and source[0]["image"].dtype == np.float32
-    single = open_source(Data(f"nifti:{tmp_path / 'set' / 'a.nii.gz'}", 4, 1, window=(0, 48)))
+    single = open_source(Data(f"nifti:{tmp_path / 'set' / 'a.nii.gz'}", 4, 1, window=(0.0, 48.0)))
     # Stored to the left and to the back, as axial images are shown: transposed, and nothing else.
     np.testing.assert_allclose((single[5]["image"][..., 0] + 1) * 24, a[:, :, 5].T, atol=1e-4)
 
 
 def test_broken_scans_are_named_or_skipped(folder, refused):
     put(folder / "c" / "bad.dcm", dicom(level(0))[:-30])
-    data = Data(f"dicom:{folder}", 8, 1, window=(-1000, 1000))
+    data = Data(f"dicom:{folder}", 8, 1, window=(-1000.0, 1000.0))
     message = refused(BrokenImageError, lambda: [open_source(data)[i] for i in range(6)])
     assert "bad.dcm" in message and "--data.skip-broken" in message
-    skipping = Data(f"dicom:{folder}", 8, 1, window=(-1000, 1000), skip_broken=True)
+    skipping = Data(f"dicom:{folder}", 8, 1, window=(-1000.0, 1000.0), skip_broken=True)
     assert next(batches(skipping, open_source(skipping), 6, seed=0))["image"].shape == (6, 8, 8, 1)
 
 
@@ -154,11 +154,11 @@ def test_fields_that_do_not_fit_are_refused():
 def test_maps_of_dicom_are_derived_images_in_units(tmp_path):
     for i in range(3):
         put(tmp_path / "set" / f"{i}.dcm", dicom(RNG.integers(0, 4096, (16, 12))))
-    source = open_source(Data(f"dicom:{tmp_path / 'set'}", 8, 1, window=(-160, 240)))
+    source = open_source(Data(f"dicom:{tmp_path / 'set'}", 8, 1, window=(-160.0, 240.0)))
     maps = RNG.uniform(0, 1, (2, 8, 8)).astype(np.float32)
     names = write_maps(tmp_path / "out" / "scans", source, np.array([0, 2]), maps, "none", "a map", anonymous=True)
     assert names == ["000000.dcm", "000002.dcm"] and [p.name for p in (tmp_path / "out").iterdir()] == ["scans"]
-    written = open_source(Data(f"dicom:{tmp_path / 'out' / 'scans'}", 16, 1, window=(0, 200)))
+    written = open_source(Data(f"dicom:{tmp_path / 'out' / 'scans'}", 16, 1, window=(0.0, 200.0)))
     files = written.files
     image = ReadDicom(None)(files, 0, 0)
     assert image.shape == (16, 12, 1)
@@ -172,12 +172,12 @@ def test_maps_of_dicom_are_derived_images_in_units(tmp_path):
 def test_maps_of_a_volume_are_a_volume_on_its_grid(tmp_path):
     affine = np.diag([2.0, -3, 4, 1])
     nibabel.save(nibabel.Nifti1Image(RNG.integers(0, 100, (8, 8, 5)).astype(np.int16), affine), tmp_path / "v.nii.gz")
-    source = open_source(Data(f"nifti:{tmp_path / 'v.nii.gz'}", 8, 1, window=(0, 100)))
+    source = open_source(Data(f"nifti:{tmp_path / 'v.nii.gz'}", 8, 1, window=(0.0, 100.0)))
     maps = RNG.uniform(0, 1, (2, 8, 8)).astype(np.float32)
     assert write_maps(tmp_path / "scans", source, np.array([1, 4]), maps, "center", "a map", False) == ["v.nii.gz"]
     written = nibabel.load(tmp_path / "scans" / "v.nii.gz")
     np.testing.assert_array_equal(written.affine, affine)
-    seen = open_source(Data(f"nifti:{tmp_path / 'scans'}", 8, 1, window=(0, 50)))
+    seen = open_source(Data(f"nifti:{tmp_path / 'scans'}", 8, 1, window=(0.0, 50.0)))
     for i, each in ((1, maps[0]), (4, maps[1])):
         np.testing.assert_allclose((seen[i]["image"][..., 0] + 1) / 2, each, atol=1e-5)
     assert all(np.all(seen[i]["image"] == -1) for i in (0, 2, 3))
