@@ -3,9 +3,11 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from jaxdiff.commands import convert, evaluate, grid, lora, plan, precompute, restore
+from jaxdiff.commands import anomaly, audit, convert, evaluate, grid, lora, plan, precompute, restore, scan
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
+    "anomaly": anomaly.main,
+    "audit": audit.main,
     "convert": convert.main,
     "evaluate": evaluate.main,
     "grid": grid.main,
@@ -13,6 +15,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "plan": plan.main,
     "precompute": precompute.main,
     "restore": restore.main,
+    "scan": scan.main,
 }
 """Every command by its name."""
 

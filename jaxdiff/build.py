@@ -188,6 +188,10 @@ def check_data(config: Config, label_names: Sequence[str]) -> None:
         check_threshold(config)
         if isinstance(config.objective, VDM):
             raise ValueError("a bound on the bits of pixels cannot be trained on latents: choose another preset")
+    if config.data.is_deep and isinstance(config.objective, VDM):
+        raise ValueError(
+            "a bound on the bits of 256 values cannot be trained on images of more bits: choose another preset"
+        )
     classes = config.network.num_classes
     if classes not in (0, len(label_names)):
         raise ValueError(

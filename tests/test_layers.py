@@ -29,6 +29,7 @@ BUILDERS = LIBRARY | {
     "outputs",
     "pipelines",
     "restoration",
+    "reconstruction",
     "sampler",
     "schedulers",
     "settings",
@@ -65,6 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "exports": LIBRARY | {"config", "families", "models", "pipelines", "schedulers"},
     "texts": LIBRARY | {"config"},
     "sampler": LIBRARY | {"autoencoders", "config", "build", "codecs", "texts"},
+    "reconstruction": LIBRARY | {"config", "sampler"},
     "settings": LIBRARY | {"config", "names", "sampler", "texts"},
     "names": {"core", "sampling", "config"},
     "models": LIBRARY | {"config"},
@@ -88,7 +90,8 @@ LEAVES: dict[str, set[str]] = {
     "apache_beam": set(),
     "array_record": set(),
     "libtpu": set(),
-    "pydicom": set(),
+    "pydicom": {"data/medical/dicom.py"},
+    "nibabel": {"data/medical/nifti.py"},
     "gradio": set(),
 }
 """Heavy or optional packages, and the files that may import them at the top; others import them where used."""

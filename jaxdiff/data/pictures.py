@@ -81,7 +81,7 @@ class Pictures:
     def fit(self, example: Example) -> Picture:
         """The example's picture, fitted, with what else the run wants of it."""
         image = example["image"]
-        if image.dtype == np.uint8:
+        if image.shape != (self.data.size, self.data.size, self.data.channels):  # never latents: those are refused
             image = fit(with_channels(image, self.data.channels), self.data.size, self.data.crop)
         picture = Picture(image=image)
         if self.labelled and "label" in example:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from jaxdiff.config import Config
-from jaxdiff.presets import cifar10, emoji, imagenet64, imagenet256, subject
+from jaxdiff.presets import cifar10, emoji, imagenet64, imagenet256, medical, subject
 
 PRESETS: Mapping[str, Callable[[], Config]] = {
     preset.__name__: preset
@@ -18,6 +18,8 @@ PRESETS: Mapping[str, Callable[[], Config]] = {
         emoji.emoji_edm2,
         emoji.fashion_mnist,
         emoji.fashion_mnist_classifier,
+        medical.pneumonia_mnist,
+        medical.pneumonia_mnist_normal,
         subject.dreambooth,
         subject.textual_inversion,
         cifar10.cifar10_ddpm,
