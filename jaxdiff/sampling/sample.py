@@ -64,7 +64,8 @@ def on_path(path: Path) -> Transform:
     return transform
 
 
-def _fold(keys: Keys, number: Int[Array, ""] | int) -> Keys:
+def fold(keys: Keys, number: Int[Array, ""] | int) -> Keys:
+    """Each image's key folded with a number."""
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
@@ -88,7 +89,7 @@ def initial(keys: Keys, shape: tuple[int, int, int], level: Level) -> Image:
 
     The mean alpha * E[x0] is left out, so `level` should be all noise or nearly so.
     """
-    noise = normal(_fold(keys, 0), shape)
+    noise = normal(fold(keys, 0), shape)
     return gaussian.expand(level.sigma, noise) * noise
 
 
@@ -99,7 +100,7 @@ def _scan(
         (x, state), (number, cur, nxt) = carry, inputs
 
         def taken() -> tuple[Image, State]:
-            return solver.step(_fold(keys, number), x, state, cur, nxt, denoise)
+            return solver.step(fold(keys, number), x, state, cur, nxt, denoise)
 
         # From clean to clean, as at the end of a padded grid, there is nothing to do.
         x, state = jax.lax.cond((cur.sigma > 0) | (nxt.sigma > 0), taken, lambda: (x, state))
