@@ -3,10 +3,11 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from jaxdiff.commands import convert, evaluate, grid, lora, plan, precompute
+from jaxdiff.commands import convert, edit, evaluate, grid, lora, plan, precompute
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "convert": convert.main,
+    "edit": edit.main,
     "evaluate": evaluate.main,
     "grid": grid.main,
     "lora": lora.main,

@@ -15,7 +15,7 @@ from jaxdiff.autoencoders import is_autoencoder
 from jaxdiff.build import apply_run, check_threshold, image_shape
 from jaxdiff.codecs import open_codec
 from jaxdiff.config import Config
-from jaxdiff.core.codec import normalised, tiled
+from jaxdiff.core.codec import Codec, normalised, tiled
 from jaxdiff.core.gaussian import check_solvable
 from jaxdiff.core.types import Cond, Denoise, Estimate, Level, Params, Path, Transform
 from jaxdiff.networks.apply import identity_attention
@@ -218,18 +218,16 @@ def sampler(config: Config, guides: Guides = Guides(), steps_too: bool = False) 
     return run
 
 
-def finish_of(
-    config: Config, tile: int = 0
-) -> Callable[[Shaped[np.ndarray, "*n b h w c"]], UInt8[np.ndarray, "*n b H W C"]]:
-    """From what the sampler returns to images: decodes latents, and leaves pixels alone.
+def codec_of(config: Config, tile: int = 0) -> Codec | None:
+    """Between pictures in [-1, 1] and what the run's network sees of them; None for a run on pixels.
 
     `tile`: side of the tiles that latents are decoded in, which share a quarter; 0: whole.
 
-    Raises: ValueError or FileNotFoundError where the decoder is not named or is another codec's.
+    Raises: ValueError or FileNotFoundError where the codec is not named or is another one.
     """
     latents = config.latents
     if latents is None:
-        return lambda images: images
+        return None
     name, _, files = config.codec.partition("=")
     if name != latents.codec or not files:
         raise ValueError(
@@ -239,8 +237,17 @@ def finish_of(
     opened = open_codec(config.codec)
     if name == "run" and opened.sha256 != latents.sha256:
         raise ValueError(f"codec {config.codec!r} is not allowed: other weights made the latents (--codec)")
-    decoder = tiled(opened.codec, tile, tile // 4, opened.factor) if tile else opened.codec
-    codec = normalised(decoder, latents.mean, latents.std)
+    codec = tiled(opened.codec, tile, tile // 4, opened.factor) if tile else opened.codec
+    return normalised(codec, latents.mean, latents.std)
+
+
+def finish_of(
+    config: Config, tile: int = 0
+) -> Callable[[Shaped[np.ndarray, "*n b h w c"]], UInt8[np.ndarray, "*n b H W C"]]:
+    """From what the sampler returns to images: decodes latents, and leaves pixels alone; `codec_of` says the rest."""
+    codec = codec_of(config, tile)
+    if codec is None:
+        return lambda images: images
 
     def finish(z: Shaped[np.ndarray, "*n b h w c"]) -> UInt8[np.ndarray, "*n b H W C"]:
         batches = z.reshape(-1, *z.shape[-4:])  # one batch at a time: pictures are far larger than their latents

@@ -18,7 +18,7 @@ arXiv:2403.14602, Alg. 1 (the iterations).
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int, Key
 from jaxdiff.core import gaussian
 from jaxdiff.core.types import Denoise, Estimate, Level, Transform
 from jaxdiff.sampling.ddim import DDIM
-from jaxdiff.sampling.editing.task import Mask, Task, tail
+from jaxdiff.sampling.editing.task import Mask, MaskUse, Task, tail
 from jaxdiff.sampling.sample import sample
 from jaxdiff.sampling.solver import Solver, State, num_steps
 
@@ -116,7 +116,8 @@ class DDIMInversion:
     """Iterations of each step of the inversion; 0: plain."""
 
     strength: ClassVar[float] = 1.0
-    mask: ClassVar[Literal["allowed"]] = "allowed"
+    mask: ClassVar[MaskUse] = "allowed"
+    solver: ClassVar[Solver | None] = DDIM()
 
     def __post_init__(self) -> None:
         _check(self.iterations)
@@ -141,7 +142,8 @@ class Interpolate:
     """Iterations of each step of the inversion; 0: plain."""
 
     strength: ClassVar[float] = 1.0
-    mask: ClassVar[Literal["none"]] = "none"
+    mask: ClassVar[MaskUse] = "none"
+    solver: ClassVar[Solver | None] = DDIM()
 
     def __post_init__(self) -> None:
         _check(self.iterations)

@@ -14,7 +14,7 @@ Source: arXiv:2011.13456, App. I.2; arXiv:2201.09865, Eq. 8; arXiv:2108.02938, A
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Key
 from jaxdiff.core import gaussian
 from jaxdiff.core.types import Denoise, Level
 from jaxdiff.sampling.editing.sdedit import noised
-from jaxdiff.sampling.editing.task import Mask, Task, first, tail
+from jaxdiff.sampling.editing.task import Mask, MaskUse, Task, first, tail
 from jaxdiff.sampling.sample import fold, normal_like, sample
 from jaxdiff.sampling.solver import Solver, State
 
@@ -90,7 +90,8 @@ class Replace:
     """What lies outside the mask is replaced by the picture, noised, after every step."""
 
     strength: ClassVar[float] = 1.0
-    mask: ClassVar[Literal["needed"]] = "needed"
+    mask: ClassVar[MaskUse] = "needed"
+    solver: ClassVar[Solver | None] = None
 
     def lay(self, levels: Level, strength: float) -> Level:
         return tail(levels, strength)
@@ -112,7 +113,8 @@ class ILVR:
     """Steps that end below this sigma/alpha are free; 0: none."""
 
     strength: ClassVar[float] = 1.0
-    mask: ClassVar[Literal["none"]] = "none"
+    mask: ClassVar[MaskUse] = "none"
+    solver: ClassVar[Solver | None] = None
 
     def __post_init__(self) -> None:
         if self.factor < 1 or not self.until >= 0:

@@ -14,7 +14,7 @@ Source: arXiv:2304.06140, Alg. 1 and Sec. 3.3.
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,10 @@ from jaxtyping import Array, Float, Key
 
 from jaxdiff.core import gaussian
 from jaxdiff.core.types import Denoise, Level
+from jaxdiff.sampling.ddim import DDIM
 from jaxdiff.sampling.editing.inversion import imposed
 from jaxdiff.sampling.editing.sdedit import noised
-from jaxdiff.sampling.editing.task import Task, first, tail
+from jaxdiff.sampling.editing.task import MaskUse, Task, first, tail
 from jaxdiff.sampling.sample import fold, normal_like, sample
 from jaxdiff.sampling.solver import Solver, State, decay, num_steps
 
@@ -77,7 +78,8 @@ class DDPMInversion:
 
     # 64 of 100 steps in the paper.
     strength: ClassVar[float] = 0.64
-    mask: ClassVar[Literal["allowed"]] = "allowed"
+    mask: ClassVar[MaskUse] = "allowed"
+    solver: ClassVar[Solver | None] = DDIM(eta=1.0)
 
     def lay(self, levels: Level, strength: float) -> Level:
         return tail(levels, strength)

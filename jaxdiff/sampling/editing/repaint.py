@@ -12,7 +12,7 @@ Source: arXiv:2201.09865, Alg. 1 and App. B.
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdiff.core.types import Level
 from jaxdiff.sampling.editing.keep import asked_mask, kept, outside
-from jaxdiff.sampling.editing.task import Task, last_steps
+from jaxdiff.sampling.editing.task import MaskUse, Task, last_steps
 from jaxdiff.sampling.restart import Falls, Restart
 from jaxdiff.sampling.solver import Solver
 
@@ -60,7 +60,8 @@ class RePaint:
     """Falls over each stretch (the paper's number of resamplings r, 10 there); 1: `Replace`."""
 
     strength: ClassVar[float] = 1.0
-    mask: ClassVar[Literal["needed"]] = "needed"
+    mask: ClassVar[MaskUse] = "needed"
+    solver: ClassVar[Solver | None] = None
 
     def lay(self, levels: Level, strength: float) -> Level:
         return rewound(last_steps(levels, strength), self.jump, self.times)

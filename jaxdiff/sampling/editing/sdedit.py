@@ -6,13 +6,13 @@ Source: arXiv:2108.01073, Alg. 1-2.
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from jaxtyping import Array, Float, Key
 
 from jaxdiff.core import gaussian
 from jaxdiff.core.types import Level
-from jaxdiff.sampling.editing.task import Task, first, tail
+from jaxdiff.sampling.editing.task import MaskUse, Task, first, tail
 from jaxdiff.sampling.sample import fold, initial, normal_like, sample
 from jaxdiff.sampling.solver import Solver
 
@@ -29,7 +29,8 @@ class SDEdit:
     """The picture is noised and sampled from there; other keys make other variations of it."""
 
     strength: ClassVar[float] = 0.6
-    mask: ClassVar[Literal["none"]] = "none"
+    mask: ClassVar[MaskUse] = "none"
+    solver: ClassVar[Solver | None] = None
 
     def lay(self, levels: Level, strength: float) -> Level:
         return tail(levels, strength)
@@ -47,7 +48,8 @@ class Generate:
     """A new picture of the shape of the old one, of which nothing else is used: large canvases, textures."""
 
     strength: ClassVar[float] = 1.0
-    mask: ClassVar[Literal["none"]] = "none"
+    mask: ClassVar[MaskUse] = "none"
+    solver: ClassVar[Solver | None] = None
 
     def lay(self, levels: Level, strength: float) -> Level:
         return tail(levels, strength)

@@ -13,6 +13,10 @@ Mask = Float[Array, "b h w 1"]
 """1 where the picture is to be made anew, 0 where it stays."""
 
 
+MaskUse = Literal["none", "allowed", "needed"]
+"""Whether a method takes a mask."""
+
+
 class Task(NamedTuple):
     """Pictures to be edited, and what is asked about them."""
 
@@ -40,8 +44,9 @@ class Method(Protocol):
 
     strength: ClassVar[float]
     """The share of the steps that is usual."""
-    mask: ClassVar[Literal["none", "allowed", "needed"]]
-    """Whether it takes a mask."""
+    mask: ClassVar[MaskUse]
+    solver: ClassVar[Solver | None]
+    """The only solver with which it works; None: the task's."""
 
     def lay(self, levels: Level, strength: float) -> Level:
         """The levels that it visits, made of those of a whole sampling; concrete."""

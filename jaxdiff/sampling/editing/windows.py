@@ -45,7 +45,8 @@ class Windows:
             count = math.ceil(size / (self.side * (1 - self.overlap)))
             starts = [i * size // count for i in range(count)]
         else:
-            starts = tile_starts(size, self.side, math.ceil(self.side * self.overlap))
+            shared = min(math.ceil(self.side * self.overlap), self.side - 1)
+            starts = tile_starts(size, self.side, shared)
         return (np.array(starts)[:, None] + np.arange(self.side)) % size
 
     def count(self, height: int, width: int) -> int:

@@ -1,0 +1,96 @@
+"""From a config and a method of editing to one compiled function."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
+
+from jaxdiff.config import Config
+from jaxdiff.core.types import Cond, Denoise, Level
+from jaxdiff.sampler import Guides, Scales, Weights, check_sampling, denoise_of, momentum_of, solver_of, to_uint8
+from jaxdiff.sampling.editing.task import Mask, Method, Task
+from jaxdiff.sampling.editing.windows import Windows
+from jaxdiff.sampling.guidance_rules import CFG
+from jaxdiff.sampling.momentum import Push
+from jaxdiff.sampling.sample import image_keys
+
+Image = Float[Array, "b h w c"]
+
+
+class Inputs(NamedTuple):
+    """The pictures of a batch, in [-1, 1] or latents; traced, as all else that an edit is given."""
+
+    image: Image
+    mask: Mask | None = None
+    other: Image | None = None
+    """Second pictures, where two are interpolated."""
+    place: Float[Array, "b"] | None = None
+    """How far from the first to the second."""
+
+
+class Words(NamedTuple):
+    """What the network is told."""
+
+    target: Cond
+    """Of the result."""
+    source: Cond
+    """Of the picture."""
+    negative: Cond | None = None
+    """What guidance leads away from in place of nothing."""
+
+
+Editor = Callable[..., Shaped[Array, "b h w c"]]
+"""``(weights, seed, indices, levels, words, scales, inputs) -> images``, uint8, or float32 latents for `finish_of`;
+`levels` are those that the method has laid."""
+
+
+def unguided(config: Config) -> Config:
+    """The same without guidance."""
+    sampling = dataclasses.replace(config.sampling, cfg_scale=1.0, guidance=CFG(), pag_scale=0.0)
+    return dataclasses.replace(config, sampling=sampling)
+
+
+def check_edit(config: Config, method: Method, windows: Windows | None = None) -> None:
+    """Refuses what makes no sense together. Raises: ValueError."""
+    if momentum_of(config) and (windows is not None or method.solver is not None):
+        raise ValueError("momentum of guidance is not allowed with this method or with windows (--guidance)")
+    method.nfe(config.solver, Level(jnp.array([0.5, 1.0]), jnp.array([0.5, 0.0])))  # refuses solvers that it cannot use
+
+
+def with_method(config: Config, method: Method) -> Config:
+    """The config with the solver that the method works with."""
+    return config if method.solver is None else dataclasses.replace(config, solver=method.solver)
+
+
+def editor(config: Config, guides: Guides, method: Method, windows: Windows | None = None) -> Editor:
+    """The jitted editor: one compilation serves every seed, picture, mask, prompt, strength and scale of guidance."""
+    config = with_method(config, method)
+    check_sampling(config, guides)
+    check_edit(config, method, windows)
+
+    def wide(denoise: Denoise) -> Denoise:
+        return denoise if windows is None else windows(denoise)
+
+    @jax.jit
+    def run(
+        weights: Weights,
+        seed: Int[Array, ""],
+        indices: Int[Array, "b"],
+        levels: Level,
+        words: Words,
+        scales: Scales,
+        inputs: Inputs,
+    ) -> Shaped[Array, "b h w c"]:
+        def denoise_with(push: Push | None = None) -> Denoise:
+            return wide(denoise_of(config, guides, weights, words.target, scales, push, words.negative))
+
+        source = wide(denoise_of(unguided(config), Guides(), Weights(weights.main), words.source, scales))
+        solver = solver_of(config, denoise_with)
+        keys = image_keys(seed, indices)
+        x = method(Task(keys, levels=levels, denoise=denoise_with(), source=source, solver=solver, **inputs._asdict()))
+        return x if config.latents is not None else to_uint8(x)
+
+    return run
