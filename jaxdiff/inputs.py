@@ -143,8 +143,8 @@ def prepare(
         raise ValueError(f"margins {tuple(margins)} leave nothing of {side} x {side} pixels (--outpaint)")
     if fit == "none" and picture.image.shape[:2] != (height, width):
         raise ValueError(
-            f"{picture.file} is {size_of(picture.image)} pixels and must be {width} x {height} here: --fit crop, pad or "
-            f"squeeze resizes it, --fit windows edits pictures larger than {side} x {side} in windows ({flag}, --fit)"
+            f"{picture.file} is {size_of(picture.image)} pixels and must be {width} x {height} here: --fit crop, pad "
+            f"or squeeze resizes it, --fit windows edits what is larger than {side} x {side} in windows ({flag}, --fit)"
         )
     image = fitted(picture.image, height, width, fit)
     if mask is not None:

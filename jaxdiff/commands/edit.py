@@ -1,7 +1,7 @@
 """Edit pictures with a trained model: jaxdiff edit DIR --image FILE --out OUT [--prompt P] [--mask M] [--method M] ...
 
-Without a mask the whole picture is varied (sdedit); with one, what is white in it is made anew (replace) and all else comes
-back bit for bit. docs/editing.md shows every method.
+Without a mask the whole picture is varied (sdedit); with one, what is white in it is made anew (replace) and all else
+comes back bit for bit. docs/editing.md shows every method.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from etils import epath
 
 from jaxdiff import cli
 from jaxdiff.commands.edit_job import Job, Told, before_after, make
-from jaxdiff.config import Config, to_json
+from jaxdiff.config import Config
 from jaxdiff.core.cond import absent
 from jaxdiff.editor import check_edit, with_method
 from jaxdiff.inputs import Fit, Given, Margins, Prepared, prepare, read_masks, read_pictures, size_of
@@ -113,9 +113,7 @@ def check(command: Command, method: Method, name: str) -> None:
         raise ValueError(f"{name} asks nothing about the source, the inversions do (--source-prompt, --source-label)")
 
 
-def read_inputs(
-    command: Command, config: Config, factor: int
-) -> tuple[list[Given], list[Prepared], Prepared | None]:
+def read_inputs(command: Command, config: Config, factor: int) -> tuple[list[Given], list[Prepared], Prepared | None]:
     """(files, pictures with their masks, second picture). Raises: ValueError or FileNotFoundError."""
     side, channels = config.data.size * factor, config.data.channels if config.latents is None else 3
     if command.canvas is not None:
@@ -149,7 +147,7 @@ def leaves_for(trained: Trained, prompt: str | None, label: str | None, flags: s
     knows_absent = getattr(config.objective, "drop", 0) > 0 or config.sampling.cfg_scale != 1
     if label is None and prompt is None and not knows_absent and (config.network.num_classes or trained.reader):
         raise ValueError(f"say what the picture shows: this network was told so of all that it learned from ({flags})")
-    if config.network.num_classes or label is not None:
+    if config.network.num_classes or label is not None or trained.guides.classifier is not None:
         number = -1 if label is None else find_label(label, trained.label_names)
         found["label"] = np.full(1, number, np.int32)
     if prompt is not None and trained.reader is None:
@@ -198,6 +196,7 @@ def open_job(command: Command) -> tuple[Job, list[Given], str]:
 
 def info_of(command: Command, job: Job, files: Sequence[Given], name: str) -> dict[str, object]:
     """The record of an edit."""
+    fields = dataclasses.fields(job.method)  # pyright: ignore[reportArgumentType]
     said = {"prompt": command.settings.prompt, "source_prompt": command.source_prompt, "label": command.settings.label}
     said |= {"source_label": command.source_label, "mask": None if command.mask is None else str(command.mask)}
     flags = {"outpaint": list(command.outpaint), "fit": command.fit, "seamless": command.seamless}
@@ -207,7 +206,7 @@ def info_of(command: Command, job: Job, files: Sequence[Given], name: str) -> di
         "image_sha256": [file.sha256 for file in files],
         "num": command.num,
         "method": name,
-        "method_fields": {f.name: getattr(job.method, f.name) for f in dataclasses.fields(job.method)},
+        "method_fields": {f.name: getattr(job.method, f.name) for f in fields},
         "strength": job.method.strength if command.strength is None else command.strength,
         **job.trained.description(),
         **{key: value for key, value in said.items() if value is not None},

@@ -62,7 +62,7 @@ class Method(Protocol):
 
 
 def tail(levels: Level, strength: float) -> Level:
-    """The last int(n * strength) of the n steps of falling levels, at least one, ended by clean levels to the old length.
+    """The last int(n * strength) of the n steps of falling levels, at least one, and clean levels up to the old length.
 
     So one compilation serves all strengths; levels that do not end clean are only cut. This is the rule of published
     pipelines, of which strength is a share of the steps and not of time. Source: arXiv:2108.01073, Sec. 3.2 (t0).

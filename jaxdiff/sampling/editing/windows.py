@@ -65,7 +65,7 @@ class Windows:
             seen = jnp.asarray(rows[[r for r, _ in pairs]]), jnp.asarray(columns[[c for _, c in pairs]])
             parts = jax.lax.map(window, seen)  # in turn: the memory of one serves any picture
 
-            weight = np.zeros(x.shape[1:3] + (1,), np.float32)
+            weight = np.zeros((*x.shape[1:3], 1), np.float32)
             for r, c in pairs:
                 weight[np.ix_(rows[r], columns[c])] += 1
 
