@@ -63,7 +63,8 @@ def trajectory_sheet(trained: Trained, count: int):
     cond, negative = trained.conditions(few)
     seed = jnp.int32(trained.settings.seed)
     with jax.set_mesh(trained.mesh):
-        path = to_host(follow(trained.weights, seed, jnp.asarray(few), trained.levels, cond, trained.scales, negative))
+        told = cond, trained.scales, negative, trained.also(count)
+        path = to_host(follow(trained.weights, seed, jnp.asarray(few), trained.levels, *told))
     path = trained.finish(path)
     chosen = np.unique(np.linspace(0, len(path) - 1, 10).round().astype(int))
     return contact_sheet(path[chosen].swapaxes(0, 1).reshape(-1, *path.shape[2:]), columns=len(chosen))

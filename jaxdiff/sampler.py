@@ -61,9 +61,13 @@ class Scales(NamedTuple):
     classifier: Float[Array, ""]
 
 
+Also = Sequence[tuple[Cond, Float[Array, ""]]]
+"""Further conditions, each with its weight: see `guidance.composed`."""
+
 Sampler = Callable[..., Shaped[Array, "*n b h w c"]]
-"""``(weights, seed, indices, levels, cond, scales, negative={}) -> images``, uint8, or float32 latents for `finish_of`;
-`negative` are conditions that guidance leads away from in place of absent ones. Every argument is traced."""
+"""``(weights, seed, indices, levels, cond, scales, negative={}, also=()) -> images``, uint8, or float32 latents for
+`finish_of`; `negative` are conditions that guidance leads away from in place of absent ones. Every argument is
+traced."""
 
 
 THRESHOLDS: Mapping[str, Transform] = {
@@ -141,10 +145,12 @@ def denoise_of(
     scales: Scales,
     push: Push | None = None,
     negative: Cond | None = None,
+    also: Also = (),
 ) -> Denoise:
     """The run's network as a denoiser, guided and thresholded as the config says, to be asked at any level.
 
-    `push` is what momentum makes of the difference that guidance goes along.
+    `push` is what momentum makes of the difference that guidance goes along; `also` are further conditions with their
+    weights.
     """
     prediction, sampling = config.objective.prediction, config.sampling
     apply, own = apply_run(config), told(config, cond)
@@ -157,8 +163,9 @@ def denoise_of(
         weaker = denoiser(apply_run(other), weights.weaker, other.objective.prediction, told(other, cond))
         weaker = on_path(other.objective.path_of(weights.weaker))(weaker)
         denoise = guidance.guided(guidance.pair_of(main, weaker), rule)
-    elif is_guided(config):
-        pair = guidance.pair(apply, weights.main, prediction, own, told(config, negative or {}))
+    elif is_guided(config) or also:
+        more = [(told(config, other), weight) for other, weight in also]
+        pair = guidance.composed(apply, weights.main, prediction, own, more, told(config, negative or {}))
         denoise = guidance.guided(pair, rule)
     if denoise is not main and sampling.interval != Interval():
         denoise = sampling.interval.switch(denoise, main)
@@ -207,9 +214,11 @@ def sampler(config: Config, guides: Guides = Guides(), steps_too: bool = False) 
         cond: Cond,
         scales: Scales,
         negative: Cond | None = None,
+        also: Also = (),
     ) -> Shaped[Array, "*n b h w c"]:
         keys = image_keys(seed, indices)
-        denoise_with = functools.partial(denoise_of, config, guides, weights, cond, scales, negative=negative)
+        told_what = {"negative": negative, "also": also}
+        denoise_with = functools.partial(denoise_of, config, guides, weights, cond, scales, **told_what)
         x = initial(keys, image_shape(config), jax.tree.map(lambda a: a[0], levels))
         scan = trajectory if steps_too else sample
         x = scan(keys, x, levels, denoise_with(), solver_of(config, denoise_with))
