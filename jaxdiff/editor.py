@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxdiff.config import Config
 from jaxdiff.core.types import Cond, Denoise, Level
-from jaxdiff.sampler import Guides, Scales, Weights, check_sampling, denoise_of, momentum_of, solver_of, to_uint8
+from jaxdiff.sampler import Also, Guides, Scales, Weights, check_sampling, denoise_of, momentum_of, solver_of, to_uint8
 from jaxdiff.sampling.editing.task import Mask, Method, Task
 from jaxdiff.sampling.editing.windows import Windows
 from jaxdiff.sampling.guidance_rules import CFG
@@ -40,6 +40,10 @@ class Words(NamedTuple):
     """Of the picture."""
     negative: Cond | None = None
     """What guidance leads away from in place of nothing."""
+    also: Also = ()
+    """What else the result shall be."""
+    words: Int[Array, "b n"] | None = None
+    """Of each token of the target the source's whose attention maps it may take, -1: none."""
 
 
 Editor = Callable[..., Shaped[Array, "b h w c"]]
@@ -65,6 +69,22 @@ def with_method(config: Config, method: Method) -> Config:
     return config if method.solver is None else dataclasses.replace(config, solver=method.solver)
 
 
+def side_by_side(words: Words, until: Float[Array, "2"]) -> tuple[Cond, Cond | None]:
+    """(the source's conditions and then the target's, which takes the source's maps; what guidance leads away from).
+
+    `until`: the sigma/alpha down to which words, and pixels, do.
+    """
+    assert words.words is not None
+    both = {name: jnp.concatenate([leaf, words.target[name]]) for name, leaf in words.source.items()}
+    count = words.words.shape[0]
+    own, taken = jnp.full(count, -1, jnp.int32), jnp.zeros(count, jnp.int32)
+    both["text_words"] = jnp.concatenate([jnp.full_like(words.words, -1), words.words])
+    both["text_pixels"] = jnp.concatenate([own, taken])
+    both["text_until"] = jnp.broadcast_to(until, (2 * count, 2))
+    negative = words.negative
+    return both, negative and {name: jnp.concatenate([leaf, leaf]) for name, leaf in negative.items()}
+
+
 def editor(config: Config, guides: Guides, method: Method, windows: Windows | None = None) -> Editor:
     """The jitted editor: one compilation serves every seed, picture, mask, prompt, strength and scale of guidance."""
     config = with_method(config, method)
@@ -85,12 +105,18 @@ def editor(config: Config, guides: Guides, method: Method, windows: Windows | No
         inputs: Inputs,
     ) -> Shaped[Array, "b h w c"]:
         def denoise_with(push: Push | None = None) -> Denoise:
-            return wide(denoise_of(config, guides, weights, words.target, scales, push, words.negative))
+            return wide(denoise_of(config, guides, weights, words.target, scales, push, words.negative, words.also))
+
+        def paired(until: Float[Array, "2"]) -> Denoise:
+            both, negative = side_by_side(words, until)
+            return wide(denoise_of(config, guides, weights, both, scales, None, negative))
 
         source = wide(denoise_of(unguided(config), Guides(), Weights(weights.main), words.source, scales))
         solver = solver_of(config, denoise_with)
         keys = image_keys(seed, indices)
-        x = method(Task(keys, levels=levels, denoise=denoise_with(), source=source, solver=solver, **inputs._asdict()))
+        image, *others = inputs
+        together = paired if words.words is not None else None
+        x = method(Task(keys, image, levels, denoise_with(), source, solver, *others, together))
         return x if config.latents is not None else to_uint8(x)
 
     return run

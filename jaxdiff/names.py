@@ -16,6 +16,7 @@ from jaxdiff.sampling.dpm_solver_single import DPMSolver, DPMSolverPPS
 from jaxdiff.sampling.editing.inversion import DDIMInversion, Interpolate
 from jaxdiff.sampling.editing.keep import ILVR, Replace
 from jaxdiff.sampling.editing.noise_maps import DDPMInversion
+from jaxdiff.sampling.editing.prompt_to_prompt import PromptToPrompt
 from jaxdiff.sampling.editing.repaint import RePaint
 from jaxdiff.sampling.editing.sdedit import Generate, SDEdit
 from jaxdiff.sampling.editing.task import Method
@@ -92,6 +93,7 @@ METHODS: Mapping[str, Method] = {
     "ilvr": ILVR(),
     "ddim-inversion": DDIMInversion(),
     "ddpm-inversion": DDPMInversion(),
+    "prompt-to-prompt": PromptToPrompt(),
     "interpolate": Interpolate(),
     "generate": Generate(),
 }

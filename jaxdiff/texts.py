@@ -6,11 +6,11 @@ minilm[=FILE]      MiniLM-L6-v2, frozen
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 
 from jaxdiff.config import Config
 from jaxdiff.core.types import Cond
@@ -34,6 +34,8 @@ class Reader:
     encode: Encode
     sha256: str
     """Of all that the conditions depend on besides the text."""
+    ids: Callable[[Sequence[str]], Int[np.ndarray, "b n"]]
+    """The tokens of texts, -1 where there is none."""
 
     def conditions(self, texts: Sequence[str]) -> dict[str, Shaped[np.ndarray, "b ..."]]:
         """The leaves for these texts, each different one read once."""
@@ -61,7 +63,7 @@ def open_reader(config: Config, tokenizer: str) -> Reader | None:
     if config.text == "words":
         pieces = WordPieces(tokenizer, vocabulary_of(config)[1])
         digest = hashlib.sha256(f"{pieces.length} {tokenizer}".encode()).hexdigest()
-        return Reader(lambda texts: {"text_ids": pieces(texts)}, digest)
+        return Reader(lambda texts: {"text_ids": pieces(texts)}, digest, pieces)
     if kind == "minilm":
         encoder = open_minilm(config.text_length, Path(file) if file else None)
 
@@ -75,7 +77,7 @@ def open_reader(config: Config, tokenizer: str) -> Reader | None:
             tokens, mask, pooled = (np.concatenate(leaves) for leaves in zip(*parts, strict=True))
             return {"text_tokens": tokens, "text_mask": mask, "text_pooled": pooled}
 
-        return Reader(encode, encoder.sha256)
+        return Reader(encode, encoder.sha256, encoder.ids)
     raise ValueError(f"text {config.text!r} is not allowed: words, minilm or minilm=FILE (--text)")
 
 

@@ -12,6 +12,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 from etils import epath
+from jaxtyping import Int
 
 from jaxdiff import cli
 from jaxdiff.commands.edit_job import Job, Told, before_after, make
@@ -20,9 +21,11 @@ from jaxdiff.core.cond import absent
 from jaxdiff.editor import check_edit, with_method
 from jaxdiff.inputs import Fit, Given, Margins, Prepared, prepare, read_masks, read_pictures, size_of
 from jaxdiff.names import GRIDS, METHODS, RULES, SOLVERS, value_of
+from jaxdiff.networks.unet import UNet
 from jaxdiff.outputs import prepare_out, write_images
 from jaxdiff.sampler import codec_of
 from jaxdiff.sampling.editing.inversion import Interpolate
+from jaxdiff.sampling.editing.prompt_to_prompt import PromptToPrompt, aligned
 from jaxdiff.sampling.editing.sdedit import Generate
 from jaxdiff.sampling.editing.task import Method
 from jaxdiff.sampling.editing.windows import Windows
@@ -158,16 +161,31 @@ def leaves_for(trained: Trained, prompt: str | None, label: str | None, flags: s
     return found
 
 
-def told_of(command: Command, trained: Trained) -> Told:
+def words_between(
+    trained: Trained, method: Method, source: str | None, target: str | None
+) -> Int[np.ndarray, "1 n"] | None:
+    """Whose attention maps the target's words may take, None where the method takes none. Raises: ValueError."""
+    network = trained.config.network
+    if not isinstance(method, PromptToPrompt):
+        return None
+    if trained.reader is None or not (isinstance(network, UNet) and network.text_width):
+        raise ValueError("this network does not attend to words, as prompt-to-prompt needs (--method)")
+    if source is None or target is None or trained.settings.also:
+        raise ValueError("prompt-to-prompt needs --source-prompt and --prompt, and takes no --and (--method)")
+    return aligned(*trained.reader.ids([source, target]).tolist())[None]
+
+
+def told_of(command: Command, trained: Trained, method: Method) -> Told:
     """What the network is told: of the result what is said of the source, unless something else is said of it."""
     settings, prompt, label = command.settings, command.source_prompt, command.source_label
     source = leaves_for(trained, prompt, label, "--source-prompt, --source-label")
     wanted = prompt if settings.prompt is None else settings.prompt
     target = leaves_for(trained, wanted, label if settings.label is None else settings.label, "--prompt, --label")
-    if settings.negative_prompt is not None:
-        return Told(target, source, leaves_for(trained, settings.negative_prompt, None, "--negative-prompt"))
     # Negative-prompt inversion: guidance leads away from the source, whose own noise gives it back at any scale.
-    return Told(target, source, source if prompt is not None or label is not None else None)
+    negative = source if prompt is not None or label is not None else None
+    if settings.negative_prompt is not None:
+        negative = leaves_for(trained, settings.negative_prompt, None, "--negative-prompt")
+    return Told(target, source, negative, words_between(trained, method, prompt, settings.prompt))
 
 
 def open_job(command: Command) -> tuple[Job, list[Given], str]:
@@ -185,7 +203,7 @@ def open_job(command: Command) -> tuple[Job, list[Given], str]:
     wide = command.seamless or command.canvas is not None or command.fit == "windows"
     windows = Windows(config.data.size, command.overlap, command.seamless) if wide else None
     check_edit(config, method, windows)
-    told = told_of(command, trained)
+    told = told_of(command, trained, method)
     files, pictures, other = read_inputs(command, config, factor)
     levels = method.lay(trained.levels, method.strength if command.strength is None else command.strength)
     codec = codec_of(config, command.settings.tile)

@@ -33,6 +33,8 @@ class Told(NamedTuple):
     target: Leaves
     source: Leaves
     negative: Leaves | None
+    words: Int[np.ndarray, "1 n"] | None = None
+    """As in `editor.Words`."""
 
 
 class Job(NamedTuple):
@@ -70,7 +72,7 @@ def make(job: Job) -> Images:
     seed, size, made = jnp.int32(trained.settings.seed), trained.batch_size, []
     parts = list(batches(job, size))
     for index, batch in tqdm(parts, unit="batch", disable=len(parts) == 1 or not hosts.is_first()):
-        words = Words(*(leaves and shard_batch(trained.mesh, repeated(leaves, size)) for leaves in job.told))
+        words = words_of(job, size)
         given = shard_batch(trained.mesh, {"index": index, **batch})
         index = given.pop("index")
         with jax.set_mesh(trained.mesh):
@@ -83,6 +85,15 @@ def make(job: Job) -> Images:
     which = np.arange(total) // job.num
     before = np.stack([picture.image for picture in job.pictures])
     return inputs.composited(images, before[which], np.stack(masks)[which])
+
+
+def words_of(job: Job, count: int) -> Words:
+    """What a batch is told, spread over the devices."""
+    *parts, words = job.told
+    leaves = [part and shard_batch(job.trained.mesh, repeated(part, count)) for part in parts]
+    if words is not None:
+        words = shard_batch(job.trained.mesh, repeated({"words": words}, count))["words"]
+    return Words(*leaves, job.trained.also(count), words)
 
 
 def batches(job: Job, size: int) -> Iterator[tuple[Int[np.ndarray, "b"], dict[str, np.ndarray]]]:

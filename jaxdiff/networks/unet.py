@@ -13,7 +13,7 @@ from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jaxdiff.core.types import Cond
 from jaxdiff.networks.blocks import Attention, Downsample, Resample, ResBlock, Upsample
@@ -21,11 +21,8 @@ from jaxdiff.networks.layers import GroupNorm, NoiseEmbedding, conv, scaled, wit
 from jaxdiff.networks.remat import recomputed
 from jaxdiff.networks.resample import depth_to_space, downsample, smooth, space_to_depth, upsample
 from jaxdiff.networks.spatial_transformer import SpatialTransformer
-from jaxdiff.networks.text_condition import PooledEmbedding, TextTokens
+from jaxdiff.networks.text_condition import PooledEmbedding, Text, TextTokens, taken
 from jaxdiff.networks.text_transformer import TextTransformer, read_text
-
-Text = tuple[Float[Array, "b m e"] | None, Bool[Array, "b m"] | None]
-"""The tokens of the texts, and which of them may be seen; None for no texts, and for all tokens."""
 
 
 class UNet(nn.Module):
@@ -140,9 +137,10 @@ class UNet(nn.Module):
         cond = read_text(self.text_encoder, cond, x.shape[0])
         out_channels = x.shape[-1] * (2 if self.learned_variance else 1)
         emb = nn.silu(self._embedding(noise, cond))
-        text: Text = None, None
+        text = Text()
         if self.text_width:
-            text = TextTokens(self.text_width, self.text_null, name="text")(cond, x.shape[0])
+            tokens = TextTokens(self.text_width, self.text_null, name="text")(cond, x.shape[0])
+            text = Text(*tokens, *taken(cond, self.text_null))
 
         inputs = space_to_depth(with_waves(x, self.fourier_features), self.patch)
         h, skips = self._encode(inputs.astype(self.dtype), emb, text, train)

@@ -120,7 +120,7 @@ class DDIMInversion:
     solver: ClassVar[Solver | None] = DDIM()
 
     def __post_init__(self) -> None:
-        _check(self.iterations)
+        check_iterations(self.iterations)
 
     def lay(self, levels: Level, strength: float) -> Level:
         return tail(levels, strength)
@@ -146,7 +146,7 @@ class Interpolate:
     solver: ClassVar[Solver | None] = DDIM()
 
     def __post_init__(self) -> None:
-        _check(self.iterations)
+        check_iterations(self.iterations)
 
     def lay(self, levels: Level, strength: float) -> Level:
         return tail(levels, strength)
@@ -162,6 +162,7 @@ class Interpolate:
         return 2 * Inverse(self.iterations).nfe(levels) + DDIM().nfe(levels)
 
 
-def _check(iterations: int) -> None:
+def check_iterations(iterations: int) -> None:
+    """Raises: ValueError."""
     if not 0 <= iterations <= 1000:
         raise ValueError(f"iterations = {iterations} is not allowed: 0 (plain inversion) to 1000 (--method)")

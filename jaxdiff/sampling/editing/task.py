@@ -1,5 +1,6 @@
 """What a method of editing is, and what it is given."""
 
+from collections.abc import Callable
 from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Key
@@ -36,6 +37,9 @@ class Task(NamedTuple):
     """Second pictures, where two are interpolated."""
     place: Float[Array, "b"] | None = None
     """How far from the first to the second, in [0, 1]."""
+    paired: Callable[[Float[Array, "2"]], Denoise] | None = None
+    """(sigma/alpha down to which words, and pixels, have the source's attention maps) -> a denoiser of twice as many
+    pictures, the first half told of the source."""
 
 
 @runtime_checkable
