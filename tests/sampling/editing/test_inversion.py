@@ -106,9 +106,7 @@ def test_slerp_keeps_the_norm_and_has_its_ends():
     np.testing.assert_allclose(norm(between), 7, rtol=1e-4)
     half = slerp(a, b, jnp.full(8, 0.5))
     np.testing.assert_allclose(jnp.sum(half * a, (1, 2, 3)), jnp.sum(half * b, (1, 2, 3)), rtol=1e-4)
-    assert jnp.all(jnp.isfinite(slerp(a, a, jnp.full(8, 0.3)))) and jnp.all(
-        jnp.isfinite(slerp(a, -a, jnp.full(8, 0.3)))
-    )
+    assert jnp.all(jnp.isfinite(slerp(a, -a, jnp.full(8, 0.3))))
     np.testing.assert_allclose(slerp(a, a, jnp.full(8, 0.3)), a, atol=1e-5)
 
 

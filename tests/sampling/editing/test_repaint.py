@@ -35,7 +35,7 @@ def test_rises_cost_nothing():
 
 
 def test_solvers_that_do_not_begin_anew_are_refused():
-    with pytest.raises(ValueError, match="UniPC cannot go up again.*--solver"):
+    with pytest.raises(ValueError, match=r"UniPC cannot go up again.*--solver"):
         RePaint().nfe(UniPC(), grids.UniformT()(paths.Linear(), 5))
 
 

@@ -67,7 +67,7 @@ def test_all_of_the_steps_forget_the_picture(closed_form):
     denoise = closed_form.denoiser(closed_form.Mixture(jnp.array([-0.6, 0.5]), jnp.float32(0.3), jnp.array([0.4, 0.6])))
     levels = grids.UniformT()(paths.Linear(), 6)
     image = jnp.full((64, 4, 4, 1), 0.7)
-    made, laid = edit(denoise, levels, image, DDIM(1.0), 1.0)
+    made, _ = edit(denoise, levels, image, DDIM(1.0), 1.0)
     plain = sample(KEYS, initial(KEYS, (4, 4, 1), Level(levels.alpha[0], levels.sigma[0])), levels, denoise, DDIM(1.0))
     np.testing.assert_allclose(made, plain, atol=1e-6)
     some, _ = edit(denoise, levels, image, DDIM(1.0), 0.4)
