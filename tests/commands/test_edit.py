@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -148,7 +147,7 @@ def test_classes(models, picture, tmp_path):
 
 
 def test_interpolation_canvas_and_texture(models, picture, tmp_path):
-    image, mask, before, _ = picture
+    image, _, before, _ = picture
     other = tmp_path / "other.png"
     Image.fromarray(before[::-1].copy()).save(other)
     options = ("--threshold", "none", "--num", 3, "--method", "interpolate(iterations=40)")

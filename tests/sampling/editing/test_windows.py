@@ -42,12 +42,9 @@ def test_every_pixel_is_the_mean_of_the_windows_over_it(torus, shape, wild):
 def test_windows_of_a_denoiser_of_single_pixels_change_nothing(closed_form):
     denoise = closed_form.denoiser(closed_form.Mixture(jnp.array([-0.6, 0.5]), jnp.float32(0.3), jnp.array([0.4, 0.6])))
     x = normal(KEYS, (12, 20, 1))
-    made = [
-        sample(KEYS, x, LEVELS, d, DDIM())
-        for d in (denoise, Windows(8, 0.25)(denoise), Windows(8, 0.25, True)(denoise))
-    ]
-    for other in made[1:]:
-        np.testing.assert_allclose(other, made[0], atol=1e-5)
+    plain = sample(KEYS, x, LEVELS, denoise, DDIM())
+    for windows in (Windows(8, 0.25), Windows(8, 0.25, torus=True)):
+        np.testing.assert_allclose(sample(KEYS, x, LEVELS, windows(denoise), DDIM()), plain, atol=1e-5)
 
 
 def test_on_a_torus_rolling_the_noise_rolls_the_picture(wild):
