@@ -79,11 +79,10 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
         ("colour.png", 1, "has colours"),
         (deep_colours(tmp_path / "deep.png").name, 3, "16 bits"),
     ):
-        with pytest.raises(
-            (ValueError, FileNotFoundError), match=rf"{name}.*{words}.*--image|{words}.*{name}"
-        ) as error:
+        with pytest.raises((ValueError, FileNotFoundError), match=words) as error:
             read_pictures(tmp_path / name, channels, "--image")
-        assert "\n" not in str(error.value) and "--image" in str(error.value) and "--data" not in str(error.value)
+        line = str(error.value)
+        assert "\n" not in line and name in line and "(--image)" in line and "--data" not in line
 
 
 def test_masks(tmp_path):

@@ -12,6 +12,7 @@ What differs, and how it is met here:
   where that is 0, where it takes one.
 """
 
+import itertools
 import types
 
 import jax
@@ -70,14 +71,14 @@ def test_repaint(monkeypatch):
     step = iter(range(1, 999))
 
     def draw(*args, **kwargs):
-        keys = fold(KEYS, next(step))
-        rises = levels.sigma[now + 1] > levels.sigma[now]
+        number = next(step)
+        keys, rises = fold(KEYS, number), levels.sigma[number] > levels.sigma[number - 1]
         outer = normal_like(keys if rises else fold(keys, KEPT), x)
         return torched(jnp.where(MASK > 0.5, normal_like(keys, x), outer))
 
     monkeypatch.setattr(diffusers.schedulers.scheduling_repaint, "randn_tensor", draw)
     y, last, after = torched(x), int(scheduler.timesteps[0]) + 1, []
-    for now, t in enumerate(scheduler.timesteps.tolist()):
+    for t in scheduler.timesteps.tolist():
         if t < last:
             out = network(y.numpy(), np.arccos(np.sqrt(bars[t])))
             y = scheduler.step(torched(out), t, y, torched(IMAGE), 1 - torched(MASK)).prev_sample
@@ -98,7 +99,7 @@ def test_the_schedule_of_repaint(n, jump, times):
     # Their list has the step from which each fall starts, and each step of a rise; ours the levels in between.
     visited = [n, *scheduler.timesteps.tolist()]
     at = [n - 1]
-    for last, t in zip(visited, visited[1:], strict=False):
+    for last, t in itertools.pairwise(visited):
         at.append(t - 1 if t < last else last)
     falls = [at[0]] + [b for a, b, c in zip(at, at[1:], [*at[2:], -2], strict=True) if not a < b < c]
     assert [n - 1 - t for t in falls] == places(n, jump, times).tolist()
