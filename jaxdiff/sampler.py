@@ -8,7 +8,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from jaxdiff.autoencoders import is_autoencoder
@@ -31,8 +30,7 @@ from jaxdiff.sampling.momentum import Momentum, Push
 from jaxdiff.sampling.rk45 import RK45
 from jaxdiff.sampling.sample import denoiser, image_keys, initial, on_path, sample, trajectory
 from jaxdiff.sampling.solver import Solver
-from jaxdiff.texts import Reader, is_conditional, told
-from jaxdiff.training.sharding import shard_batch, share, to_host
+from jaxdiff.texts import is_conditional, told
 
 
 class Guides(NamedTuple):
@@ -285,22 +283,3 @@ def noisiest(config: Config, path: Path) -> float:
         level = path(jnp.float32(path.t_max))
         return min(float(level.sigma / level.alpha), 1e3)
     return math.inf
-
-
-def preview(
-    config: Config, mesh: Mesh, reader: Reader | None, captions: Sequence[str], count: int = 64
-) -> Callable[[Params], UInt8[np.ndarray, "n h w c"]]:
-    """params -> the first `count` images of the run's seed, as `sample.py` makes them; `captions` in turn."""
-    run, finish = sampler(config), finish_of(config)
-    indices = np.arange(-(-count // share(mesh)) * share(mesh), dtype=np.int32)
-
-    def images(params: Params) -> UInt8[np.ndarray, "n h w c"]:
-        levels = levels_of(config, config.objective.path_of(params))
-        texts = {} if reader is None else reader.conditions([captions[int(i) % len(captions)] for i in indices])
-        inputs = shard_batch(mesh, {"index": indices, **labels_for(config, indices), **texts})
-        index, seed = inputs.pop("index"), jnp.int32(config.seed)
-        with jax.set_mesh(mesh):
-            found = to_host(run(Weights(params), seed, index, levels, inputs, scales_of(config)))
-        return finish(found)[:count]
-
-    return images

@@ -109,10 +109,14 @@ def examples(source: Source) -> tuple[str, ...]:
 
 def told(config: Config, cond: Cond) -> Cond:
     """The leaves of `cond` that the run's network is told of."""
-    label, text = config.network.num_classes > 0, config.data.text
-    return {name: leaf for name, leaf in cond.items() if (text if name.startswith("text_") else label)}
+    label, text, image = config.network.num_classes > 0, config.data.text, config.image_channels > 0
+
+    def is_told(name: str) -> bool:
+        return text if name.startswith("text_") else image if name == "image" else label
+
+    return {name: leaf for name, leaf in cond.items() if is_told(name)}
 
 
 def is_conditional(config: Config) -> bool:
-    """Whether the network is told of classes or texts."""
-    return config.network.num_classes > 0 or config.data.text
+    """Whether the network is told of classes or texts, or shown a picture."""
+    return config.network.num_classes > 0 or config.data.text or config.image_channels > 0

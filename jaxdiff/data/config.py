@@ -53,6 +53,16 @@ class Data:
     prior_weight: float = 1.0
     """How much those count, in proportion to the others."""
 
+    low: int = 0
+    """Show the network each picture shrunk to this side and enlarged again (super-resolution); 0: not."""
+
+    low_noise: float = 0.0
+    """Most standard deviation of the noise on such pictures, in units of half their range; each draws its own."""
+
+    pairs: bool = False
+    """Show the network the picture of `source_file_name` in metadata.jsonl, from which each one is made; with
+    `text`, its `edit` is the caption."""
+
     split: str = "train"
     """Part of the set to train on, where the set has parts: `train`, `test`; with TFDS also `train[:10%]`."""
 
@@ -80,6 +90,11 @@ class Data:
         check(0 <= self.holdout <= 0.5, "holdout", self.holdout, "in [0, 0.5]")
         check(0 <= self.augment <= 1, "augment", self.augment, "in [0, 1]")
         check(0 < self.prior_weight <= 1000, "prior_weight", self.prior_weight, "in (0, 1000]")
+        check(0 <= self.low < self.size, "low", self.low, f"from 0 to below the size, {self.size}")
+        check(0 <= self.low_noise <= 1, "low_noise", self.low_noise, "in [0, 1]")
+        shows = bool(self.low) + self.pairs
+        check(shows < 2 and not (shows and latent), "pairs", self.pairs, "off with low, and both with latents")
+        check(not (self.pairs and self.augment), "augment", self.augment, "0 with pairs")
         check(self.workers >= 0, "workers", self.workers, "at least 0")
 
 

@@ -2,8 +2,10 @@
 
 With `metadata.jsonl` at its top, the set is the pictures which that lists, in its order: one JSON object
 a line with `file_name`, and optionally `text`, `keywords` (strings) and `label` (all strings, or all integers from
-0). Without one, it is every picture at any depth, in the order of their paths, and the sub-folders of the top are the
-classes if no picture lies outside them. A top that holds `train` (and `val`, `test`, ...) has these as its splits.
+0); and of pairs `source_file_name`, the picture that this one is made from, and `edit`, what was done to it, which is
+the caption where there is no `text`. Without one, it is every picture at any depth, in the order of their paths, and
+the sub-folders of the top are the classes if no picture lies outside them. A top that holds `train` (and `val`, `test`,
+...) has these as its splits.
 """
 
 import json
@@ -14,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 from etils import epath
-from jaxtyping import Int32
+from jaxtyping import Int32, UInt8
 
 from jaxdiff.data.images import BROKEN, broken, decode
 from jaxdiff.data.source import Example
@@ -36,6 +38,8 @@ class FileSource:
     text: tuple[str, ...]
     archive: "Archive | None"
     keywords: tuple[tuple[str, ...], ...] = ()
+    sources: tuple[str, ...] = ()
+    """Of each picture the file that it is made from; () where the set has no pairs."""
 
     @property
     def name(self) -> str:
@@ -45,13 +49,9 @@ class FileSource:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Example:
-        file = self.files[index]
-        name = str(self.path / file)
-        try:
-            encoded = self.archive.read(file) if self.archive else (self.path / file).read_bytes()
-        except (*BROKEN, zipfile.BadZipFile, RuntimeError) as error:
-            raise broken(name, error) from error
-        example = Example(image=decode(encoded, name))
+        example = Example(image=self.picture(self.files[index]))
+        if self.sources:
+            example["source"] = self.picture(self.sources[index])
         if self.label is not None:
             example["label"] = int(self.label[index])
         if self.text:
@@ -59,6 +59,15 @@ class FileSource:
         if self.keywords:
             example["keywords"] = self.keywords[index]
         return example
+
+    def picture(self, file: str) -> UInt8[np.ndarray, "h w c"]:
+        """A picture of the set. Raises BrokenImageError."""
+        name = str(self.path / file)
+        try:
+            encoded = self.archive.read(file) if self.archive else (self.path / file).read_bytes()
+        except (*BROKEN, zipfile.BadZipFile, RuntimeError) as error:
+            raise broken(name, error) from error
+        return decode(encoded, name)
 
 
 class Archive:
@@ -187,23 +196,28 @@ def _from_metadata(listing: Listing) -> FileSource:
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is not UTF-8 text") from error
     present = set(listing.files)
-    files, labels, text, keywords = [], [], [], []
+    files, labels, text, keywords, sources = [], [], [], [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         entry = _entry(line, f"{where} line {number}")
         file = str(PurePosixPath(entry.file_name))
-        if file not in present:
-            raise FileNotFoundError(f"{where} line {number}: {file} does not exist beside it")
+        source = entry.source and str(PurePosixPath(entry.source))
+        for name in (file, source):
+            if name and name not in present:
+                raise FileNotFoundError(f"{where} line {number}: {name} does not exist beside it")
         files.append(listing.top + file)
+        sources.append(source and listing.top + source)
         labels.append(entry.label)
         text.append(entry.text)
         keywords.append(entry.keywords)
     if not files:
         raise ValueError(f"{where} lists no images (--data.source)")
     label, names = _labels(labels, str(where))
-    some_text, some_keywords = (tuple(given) if any(given) else () for given in (text, keywords))
-    return FileSource(listing.path, tuple(files), label, names, some_text, listing.archive, some_keywords)
+    if any(sources) and not all(sources):
+        raise ValueError(f"{where}: every line must have a source_file_name, or none")
+    some_text, some_keywords, some_sources = (tuple(given) if any(given) else () for given in (text, keywords, sources))
+    return FileSource(listing.path, tuple(files), label, names, some_text, listing.archive, some_keywords, some_sources)
 
 
 class Entry(NamedTuple):
@@ -213,6 +227,7 @@ class Entry(NamedTuple):
     label: str | int | None
     text: str
     keywords: tuple[str, ...]
+    source: str
 
 
 def _entry(line: str, where: str) -> Entry:
@@ -224,15 +239,17 @@ def _entry(line: str, where: str) -> Entry:
     if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
         raise ValueError(f'{where} must be an object with a string "file_name"')
     label, text, keywords = entry.get("label"), entry.get("text"), entry.get("keywords") or []
-    if text is not None and not isinstance(text, str):
-        raise ValueError(f"{where}: text must be a string, got {text!r}")
+    for key in ("text", "edit", "source_file_name"):
+        if not isinstance(entry.get(key, ""), str | None):
+            raise ValueError(f"{where}: {key} must be a string, got {entry[key]!r}")
     if not isinstance(keywords, list) or not all(isinstance(word, str) for word in keywords):
         raise ValueError(f"{where}: keywords must be a list of strings, got {keywords!r}")
     if label is not None and (isinstance(label, bool) or not isinstance(label, str | int)):
         raise ValueError(f"{where}: label must be a string or an integer, got {label!r}")
     if isinstance(label, int) and not 0 <= label <= MAX_LABEL:
         raise ValueError(f"{where}: label {label} is out of range, must be in 0..{MAX_LABEL}")
-    return Entry(entry["file_name"], label, text or "", tuple(keywords))
+    source = entry.get("source_file_name") or ""
+    return Entry(entry["file_name"], label, text or entry.get("edit") or "", tuple(keywords), source)
 
 
 def _labels(labels: list[str | int | None], where: str) -> tuple[Int32[np.ndarray, " n"] | None, tuple[str, ...]]:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxdiff.core.types import Cond
 from jaxdiff.networks.blocks import Attention, Downsample, Resample, ResBlock, Upsample
+from jaxdiff.networks.image_condition import with_image
 from jaxdiff.networks.layers import GroupNorm, NoiseEmbedding, conv, scaled, with_waves
 from jaxdiff.networks.remat import recomputed
 from jaxdiff.networks.resample import depth_to_space, downsample, smooth, space_to_depth, upsample
@@ -65,6 +66,8 @@ class UNet(nn.Module):
     """Channels of the text's one vector, which joins the embedding; 0 for none."""
     text_encoder: TextTransformer | None = None
     """Reads captions as tokens and learns with this network; None where the text's features are given."""
+    image_channels: int = 0
+    """Channels of a picture that is seen beside x; 0 for none."""
     size_features: int = 0
     """Sinusoids of each of the six sizes, which join the embedding (256 in SDXL); 0 for none."""
     dropout: float = 0.0
@@ -142,7 +145,8 @@ class UNet(nn.Module):
             tokens = TextTokens(self.text_width, self.text_null, name="text")(cond, x.shape[0])
             text = Text(*tokens, *taken(cond, self.text_null))
 
-        inputs = space_to_depth(with_waves(x, self.fourier_features), self.patch)
+        seen = with_image(with_waves(x, self.fourier_features), cond, self.image_channels)
+        inputs = space_to_depth(seen, self.patch)
         h, skips = self._encode(inputs.astype(self.dtype), emb, text, train)
         h = self._block("middle_0", h.shape[-1])(h, emb, train)
         if self.middle_transformer:
