@@ -21,7 +21,7 @@ from tqdm import tqdm
 from jaxdiff import cli
 from jaxdiff.names import GRIDS, RULES, SOLVERS
 from jaxdiff.outputs import prepare_out, write_images
-from jaxdiff.sampler import sampler
+from jaxdiff.sampler import check_alone, sampler
 from jaxdiff.settings import Settings
 from jaxdiff.trained import Trained, open_trained, with_prompt
 from jaxdiff.training import hosts
@@ -104,6 +104,7 @@ def sample(command: Command) -> None:
     """Samples, and writes everything under `command.out`."""
     size = min(command.settings.batch_size, command.num)
     trained = open_trained(command.dir, dataclasses.replace(command.settings, batch_size=size))
+    check_alone(trained.config)
     prompts = None if command.prompts is None else read_prompts(command.prompts)
     out = prepare_out(command.out)
     if prompts is None:

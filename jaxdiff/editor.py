@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxdiff.config import Config
+from jaxdiff.core.cond import absent
 from jaxdiff.core.types import Cond, Denoise, Level
 from jaxdiff.sampler import Also, Guides, Scales, Weights, check_sampling, denoise_of, momentum_of, solver_of, to_uint8
+from jaxdiff.sampling.editing.sdedit import Generate
 from jaxdiff.sampling.editing.task import Mask, Method, Task
 from jaxdiff.sampling.editing.windows import Windows
 from jaxdiff.sampling.guidance_rules import CFG
@@ -44,6 +46,8 @@ class Words(NamedTuple):
     """What else the result shall be."""
     words: Int[Array, "b n"] | None = None
     """Of each token of the target the source's whose attention maps it may take, -1: none."""
+    image_scale: Float[Array, ""] | None = None
+    """Strength of guidance along the picture that the network is shown; None: the picture is not guided along."""
 
 
 Editor = Callable[..., Shaped[Array, "b h w c"]]
@@ -61,12 +65,31 @@ def check_edit(config: Config, method: Method, windows: Windows | None = None) -
     """Refuses what makes no sense together. Raises: ValueError."""
     if momentum_of(config) and (windows is not None or method.solver is not None):
         raise ValueError("momentum of guidance is not allowed with this method or with windows (--guidance)")
+    if config.image_channels and not (isinstance(method, Generate) and windows is None):
+        raise ValueError("this network makes pictures from the one that it is shown: --method generate, in no windows")
     method.nfe(config.solver, Level(jnp.array([0.5, 1.0]), jnp.array([0.5, 0.0])))  # refuses solvers that it cannot use
 
 
 def with_method(config: Config, method: Method) -> Config:
     """The config with the solver that the method works with."""
     return config if method.solver is None else dataclasses.replace(config, solver=method.solver)
+
+
+def shown(words: Words, image: Image, cfg_scale: Float[Array, ""]) -> Words:
+    """The words of a network that is also shown the picture, with both strengths of guidance:
+
+        none + s_I (image - none) + s (all - image)             none, image: told nothing, shown the picture alone
+
+    With s_I = 1 this is guidance away from `image`, which needs no belief without the picture. Source:
+    arXiv:2211.09800, Eq. 3.
+    """
+    beside, negative = {"image": image}, words.negative or {}
+    target, source = {**words.target, **beside}, {**words.source, **beside}
+    if words.image_scale is None:
+        return words._replace(target=target, source=source, negative={**negative, **beside})
+    alone = {**absent(words.target), **negative, **beside}
+    also = (*words.also, (alone, (words.image_scale - cfg_scale) / cfg_scale))
+    return words._replace(target=target, source=source, negative=words.negative, also=also)
 
 
 def side_by_side(words: Words, until: Float[Array, "2"]) -> tuple[Cond, Cond | None]:
@@ -104,6 +127,9 @@ def editor(config: Config, guides: Guides, method: Method, windows: Windows | No
         scales: Scales,
         inputs: Inputs,
     ) -> Shaped[Array, "b h w c"]:
+        if config.image_channels:
+            words = shown(words, inputs.image, scales.cfg)
+
         def denoise_with(push: Push | None = None) -> Denoise:
             return wide(denoise_of(config, guides, weights, words.target, scales, push, words.negative, words.also))
 

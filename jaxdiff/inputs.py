@@ -183,6 +183,11 @@ def fitted(image: Picture, height: int, width: int, fit: Fit) -> Picture:
     return out
 
 
+def enlarged(image: Picture, small: int, side: int) -> Picture:
+    """A picture of `small` x `small` pixels at side x side; of another size, or where both are one, as it is."""
+    return resize(image, side, side) if small != side and image.shape[:2] == (small, small) else image
+
+
 def shrunk(mask: Bool[np.ndarray, "n h w"], factor: int) -> Bool[np.ndarray, "n h2 w2"]:
     """The mask of latents: white where any pixel of a latent one is."""
     n, h, w = mask.shape

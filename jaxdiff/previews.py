@@ -21,7 +21,7 @@ COUNT = 64
 """Images in a preview."""
 
 
-def preview(
+def first_images(
     config: Config, mesh: Mesh, reader: Reader | None, captions: Sequence[str], source: Source
 ) -> Callable[[Params], UInt8[np.ndarray, "n h w c"]]:
     """params -> the first images of the run's seed, as `sample.py` makes them; `captions` in turn.

@@ -123,6 +123,12 @@ def check_sampling(config: Config, guides: Guides = Guides()) -> None:
         )
 
 
+def check_alone(config: Config) -> None:
+    """Refuses networks that make pictures from pictures. Raises: ValueError."""
+    if config.image_channels:
+        raise ValueError("this network makes pictures from pictures: jaxdiff edit DIR --image FILE")
+
+
 def momentum_of(config: Config) -> float:
     """The weight of the guidance of earlier steps, 0 where they are forgotten."""
     rule = config.sampling.guidance

@@ -19,7 +19,7 @@ from jaxdiff.commands.edit_job import Job, Told, before_after, make
 from jaxdiff.config import Config
 from jaxdiff.core.cond import absent
 from jaxdiff.editor import check_edit, with_method
-from jaxdiff.inputs import Fit, Given, Margins, Prepared, prepare, read_masks, read_pictures, size_of
+from jaxdiff.inputs import Fit, Given, Margins, Prepared, enlarged, prepare, read_masks, read_pictures, size_of
 from jaxdiff.names import GRIDS, METHODS, RULES, SOLVERS, value_of
 from jaxdiff.networks.unet import UNet
 from jaxdiff.outputs import prepare_out, write_images
@@ -71,6 +71,9 @@ class Command:
     """The result tiles the plane: its left edge goes on at the right one, its top at the bottom."""
     overlap: float = 0.5
     """Least share of a window that the next one shares."""
+    image_scale: float | None = None
+    """Of a network that is shown the picture: strength of guidance along it, beside --cfg-scale along the words (by
+    default 1, none)."""
     settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings()
 
     def __post_init__(self) -> None:
@@ -87,18 +90,18 @@ class Command:
         return self.mask is not None or any(self.outpaint)
 
 
-def method_of(command: Command) -> str:
+def method_of(command: Command, config: Config) -> str:
     """What --method says, or means where it is not said."""
     if command.method is not None:
         return command.method
-    if command.image is None:
+    if command.image is None or config.image_channels:
         return "generate"
     if command.image2 is not None:
         return "interpolate"
     return "replace" if command.masked else "sdedit"
 
 
-def check(command: Command, method: Method, name: str) -> None:
+def check(command: Command, method: Method, name: str, config: Config) -> None:
     """Refuses flags that do not belong together. Raises: ValueError."""
     if command.masked and method.mask == "none":
         taking = ", ".join(key for key, value in METHODS.items() if value.mask != "none")
@@ -107,8 +110,15 @@ def check(command: Command, method: Method, name: str) -> None:
         raise ValueError(f"{name} needs a mask, white where the picture is to be made anew (--mask, --outpaint)")
     if isinstance(method, Interpolate) != (command.image2 is not None):
         raise ValueError("interpolation needs two pictures, and nothing else does (--image2, --method interpolate)")
-    if isinstance(method, Generate) != (command.image is None):
+    if isinstance(method, Generate) != (command.image is None or config.image_channels > 0):
         raise ValueError("a new picture is made by generate, and by nothing else (--canvas, --method generate)")
+    if config.image_channels and command.image is None:
+        raise ValueError("this network makes pictures from the one that it is shown (--image)")
+    if command.image_scale is not None and not (config.image_channels and config.sampling.cfg_scale > 0):
+        raise ValueError(
+            f"image_scale = {command.image_scale:g} is for networks that are shown the picture, with a cfg_scale above 0 "
+            "(--image-scale, --cfg-scale)"
+        )
     said = command.settings.solver
     if said is not None and method.solver not in (None, value_of(said, SOLVERS, "--solver")):
         raise ValueError(f"solver {said} is not allowed: {name} has its own, leave it out (--solver)")
@@ -131,7 +141,10 @@ def read_inputs(command: Command, config: Config, factor: int) -> tuple[list[Giv
     files = read_pictures(command.image, channels, "--image")
     masks = [None] * len(files) if command.mask is None else read_masks(command.mask, files)
     margins = Margins(*command.outpaint)
-    pictures = [prepare(f, m, side, command.fit, margins) for f, m in zip(files, masks, strict=True)]
+    small = config.data.low or side
+    pictures = [prepare(f, m, small, command.fit, margins) for f, m in zip(files, masks, strict=True)]
+    # What a network was shown of the pictures that it learned from, it is shown of this one.
+    pictures = [picture._replace(image=enlarged(picture.image, small, side)) for picture in pictures]
     second = [] if command.image2 is None else read_pictures(command.image2, channels, "--image2")[:1]
     others = [prepare(f, None, side, command.fit, flag="--image2") for f in second]
     first = pictures[0].image
@@ -193,10 +206,10 @@ def open_job(command: Command) -> tuple[Job, list[Given], str]:
 
     Raises: ValueError or FileNotFoundError, one line that names the flag.
     """
-    name = method_of(command)
-    method = value_of(name, METHODS, "--method")
-    check(command, method, name)
     trained = open_trained(command.dir, command.settings)
+    name = method_of(command, trained.config)
+    method = value_of(name, METHODS, "--method")
+    check(command, method, name, trained.config)
     config = with_method(trained.config, method)
     trained = dataclasses.replace(trained, config=config)
     factor = 1 if config.latents is None else config.latents.factor
@@ -209,7 +222,11 @@ def open_job(command: Command) -> tuple[Job, list[Given], str]:
     codec = codec_of(config, command.settings.tile)
     size = min(command.settings.batch_size, len(pictures) * command.num)
     trained = dataclasses.replace(trained, settings=dataclasses.replace(trained.settings, batch_size=size))
-    return Job(trained, method, levels, windows, codec, factor, pictures, other, told, command.num), files, name
+    return (
+        Job(trained, method, levels, windows, codec, factor, pictures, other, told, command.num, command.image_scale),
+        files,
+        name,
+    )
 
 
 def info_of(command: Command, job: Job, files: Sequence[Given], name: str) -> dict[str, object]:
@@ -230,6 +247,7 @@ def info_of(command: Command, job: Job, files: Sequence[Given], name: str) -> di
         **{key: value for key, value in said.items() if value is not None},
         **flags,
         **({} if job.windows is None else {"windows": dataclasses.asdict(job.windows)}),
+        **({} if command.image_scale is None else {"image_scale": command.image_scale}),
         "nfe": job.nfe,
     }
 

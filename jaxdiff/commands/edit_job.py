@@ -54,6 +54,8 @@ class Job(NamedTuple):
     told: Told
     num: int
     """Results of each picture."""
+    image_scale: float | None = None
+    """As in `editor.Words`."""
 
     @property
     def nfe(self) -> int | None:
@@ -93,7 +95,8 @@ def words_of(job: Job, count: int) -> Words:
     leaves = [part and shard_batch(job.trained.mesh, repeated(part, count)) for part in parts]
     if words is not None:
         words = shard_batch(job.trained.mesh, repeated({"words": words}, count))["words"]
-    return Words(*leaves, job.trained.also(count), words)
+    scale = None if job.image_scale is None else jnp.float32(job.image_scale)
+    return Words(*leaves, job.trained.also(count), words, scale)
 
 
 def batches(job: Job, size: int) -> Iterator[tuple[Int[np.ndarray, "b"], dict[str, np.ndarray]]]:
