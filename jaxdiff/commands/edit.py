@@ -116,8 +116,8 @@ def check(command: Command, method: Method, name: str, config: Config) -> None:
         raise ValueError("this network makes pictures from the one that it is shown (--image)")
     if command.image_scale is not None and not (config.image_channels and config.sampling.cfg_scale > 0):
         raise ValueError(
-            f"image_scale = {command.image_scale:g} is for networks that are shown the picture, with a cfg_scale above 0 "
-            "(--image-scale, --cfg-scale)"
+            f"image_scale = {command.image_scale:g} is not allowed: it is for networks that are shown the picture, with "
+            "a cfg_scale above 0 (--image-scale, --cfg-scale)"
         )
     said = command.settings.solver
     if said is not None and method.solver not in (None, value_of(said, SOLVERS, "--solver")):
@@ -222,11 +222,8 @@ def open_job(command: Command) -> tuple[Job, list[Given], str]:
     codec = codec_of(config, command.settings.tile)
     size = min(command.settings.batch_size, len(pictures) * command.num)
     trained = dataclasses.replace(trained, settings=dataclasses.replace(trained.settings, batch_size=size))
-    return (
-        Job(trained, method, levels, windows, codec, factor, pictures, other, told, command.num, command.image_scale),
-        files,
-        name,
-    )
+    given = (pictures, other, told, command.num, command.image_scale)
+    return Job(trained, method, levels, windows, codec, factor, *given), files, name
 
 
 def info_of(command: Command, job: Job, files: Sequence[Given], name: str) -> dict[str, object]:
