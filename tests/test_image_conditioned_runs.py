@@ -46,9 +46,8 @@ def test_the_small_picture_makes_the_large_one(workdir, tmp_path, capsys):
         edit.main([str(a) for a in args])
         info = json.loads((tmp_path / name / "info.json").read_text())
         assert info["method"] == "generate" and info["nfe"] == 5
-    white, black = (
-        np.asarray(Image.open(tmp_path / name / "images" / "000000.png")).mean() for name in ("white", "black")
-    )
+    first = [Image.open(tmp_path / name / "images" / "000000.png") for name in ("white", "black")]
+    white, black = (np.asarray(image).mean() for image in first)
     assert white > black + 10  # sixty steps have taught it at least to look
     assert np.asarray(Image.open(tmp_path / "white" / "before_after.png")).shape == (12, 3 * 10 + 2, 3)
     large = tmp_path / "large.png"

@@ -116,8 +116,8 @@ def check(command: Command, method: Method, name: str, config: Config) -> None:
         raise ValueError("this network makes pictures from the one that it is shown (--image)")
     if command.image_scale is not None and not (config.image_channels and config.sampling.cfg_scale > 0):
         raise ValueError(
-            f"image_scale = {command.image_scale:g} is not allowed: it is for networks that are shown the picture, with "
-            "a cfg_scale above 0 (--image-scale, --cfg-scale)"
+            f"image_scale = {command.image_scale:g} is not allowed: it is for networks that are shown the picture, "
+            "with a cfg_scale above 0 (--image-scale, --cfg-scale)"
         )
     said = command.settings.solver
     if said is not None and method.solver not in (None, value_of(said, SOLVERS, "--solver")):
