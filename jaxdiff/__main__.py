@@ -3,12 +3,13 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from jaxdiff.commands import anomaly, audit, convert, evaluate, grid, lora, plan, precompute, restore, scan
+from jaxdiff.commands import anomaly, audit, convert, edit, evaluate, grid, lora, plan, precompute, restore, scan
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "anomaly": anomaly.main,
     "audit": audit.main,
     "convert": convert.main,
+    "edit": edit.main,
     "evaluate": evaluate.main,
     "grid": grid.main,
     "lora": lora.main,

@@ -192,6 +192,12 @@ def check_data(config: Config, label_names: Sequence[str]) -> None:
         raise ValueError(
             "a bound on the bits of 256 values cannot be trained on images of more bits: choose another preset"
         )
+    shows = config.data.channels if config.data.low or config.data.pairs else 0
+    if config.image_channels != shows:
+        raise ValueError(
+            f"image_channels = {config.image_channels} does not fit the data, which show a picture of {shows} "
+            "(--network.image-channels, --data.low, --data.pairs)"
+        )
     classes = config.network.num_classes
     if classes not in (0, len(label_names)):
         raise ValueError(

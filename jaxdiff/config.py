@@ -176,6 +176,11 @@ class Config:
                 "a new word is not allowed with low-rank changes: train one of them (--word.text, --lora.rank)"
             )
 
+    @property
+    def image_channels(self) -> int:
+        """Channels of the picture that the network is shown; 0: none."""
+        return self.network.image_channels if isinstance(self.network, UNet | DiT) else 0
+
 
 VOCABULARY: Mapping[str, type] = {
     cls.__name__: cls

@@ -1,6 +1,7 @@
 """The flags of sampling, and what they change in a run's config."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -44,6 +45,9 @@ class Settings:
     """What all images show, in words (by default captions that the run was trained on, in turn)."""
     negative_prompt: str | None = None
     """What guidance leads away from (by default no prompt; with published models the empty one, as theirs do)."""
+    also: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="and")] = ()
+    """What else all images show, TEXT or TEXT:WEIGHT, or classes: 1 is as well as the prompt (AND), -1 instead of it
+    (NOT); may be said several times."""
     text_parts: int | None = None
     """Parts of 75 tokens in which CLIP reads a prompt of a published model, one after the other (by default one, and
     what is longer is cut)."""
@@ -121,17 +125,32 @@ def with_settings(config: Config, settings: Settings) -> Config:
     return config
 
 
-def find_label(label: str, label_names: Sequence[str]) -> int:
+def find_label(label: str, label_names: Sequence[str], flag: str = "--label") -> int:
     """The class that a number or a name means. Raises: ValueError, naming what is allowed."""
     if not label_names:
-        raise ValueError(f"label {label!r} is not allowed: this network has no classes (--label)")
+        raise ValueError(f"label {label!r} is not allowed: this network has no classes ({flag})")
     named = {name.casefold(): i for i, name in enumerate(label_names)}
     index = int(label) if label.lstrip("-").isdigit() else named.get(label.casefold(), -1)
     if not 0 <= index < len(label_names):
         raise ValueError(
-            f"label {label!r} is not allowed: 0 to {len(label_names) - 1}, or one of {', '.join(label_names)} (--label)"
+            f"label {label!r} is not allowed: 0 to {len(label_names) - 1}, or one of {', '.join(label_names)} ({flag})"
         )
     return index
+
+
+def parts_of(settings: Settings) -> list[tuple[str, float]]:
+    """What --and says: texts with their weights. What follows the last colon is a weight if it is a number."""
+    found = []
+    for said in settings.also:
+        text, colon, end = said.rpartition(":")
+        try:
+            found.append((text.strip(), float(end)) if colon else (said, 1.0))
+        except ValueError:
+            found.append((said, 1.0))
+    for text, weight in found:
+        if not text or not math.isfinite(weight):
+            raise ValueError(f"{text!r} with the weight {weight} is not allowed: TEXT or TEXT:WEIGHT (--and)")
+    return found
 
 
 def prompts_of(settings: Settings, captions: tuple[str, ...], reader: Reader | None) -> tuple[str, ...]:

@@ -7,11 +7,11 @@ published=FOLDER   what a published pipeline reads its prompts with, frozen: see
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 
 from jaxdiff.config import Config
 from jaxdiff.core.types import Cond
@@ -46,6 +46,8 @@ class Reader:
     encode: Encode
     sha256: str
     """Of all that the conditions depend on besides the text."""
+    ids: Callable[[Sequence[str]], Int[np.ndarray, "b n"]]
+    """The tokens of texts, -1 where there is none."""
     empty: str | None = None
     """What guidance leads away from where nothing is said: this text; None: no text."""
     beside: Mapping[str, Shaped[np.ndarray, "..."]] = dataclasses.field(default_factory=dict)
@@ -85,7 +87,7 @@ def open_reader(config: Config, tokenizer: str) -> Reader | None:
     if config.text == "words":
         pieces = WordPieces(tokenizer, vocabulary_of(config)[1])
         digest = hashlib.sha256(f"{pieces.length} {tokenizer}".encode()).hexdigest()
-        return Reader(lambda texts: {"text_ids": pieces(texts)}, digest)
+        return Reader(lambda texts: {"text_ids": pieces(texts)}, digest, pieces)
     if kind == "minilm":
         encoder = open_minilm(config.text_length, Path(file) if file else None)
 
@@ -99,7 +101,7 @@ def open_reader(config: Config, tokenizer: str) -> Reader | None:
             tokens, mask, pooled = (np.concatenate(leaves) for leaves in zip(*parts, strict=True))
             return {"text_tokens": tokens, "text_mask": mask, "text_pooled": pooled}
 
-        return Reader(encode, encoder.sha256)
+        return Reader(encode, encoder.sha256, encoder.ids)
     if kind == "published" and file:
         network = config.network
         assert isinstance(network, UNet | PixArt | MMDiT | Flux)
@@ -107,7 +109,7 @@ def open_reader(config: Config, tokenizer: str) -> Reader | None:
         beside = told_beside(config)
         said = {name: leaf.tolist() for name, leaf in beside.items()}
         digest = hashlib.sha256(f"{prompts.sha256} {said}".encode()).hexdigest()
-        return Reader(kept(prompts.encode, KEPT), digest, prompts.empty, beside)
+        return Reader(kept(prompts.encode, KEPT), digest, prompts.ids, prompts.empty, beside)
     names = "words, minilm, minilm=FILE or published=FOLDER"
     raise ValueError(f"text {config.text!r} is not allowed: {names} (--text)")
 
@@ -171,10 +173,14 @@ def examples(source: Source) -> tuple[str, ...]:
 
 def told(config: Config, cond: Cond) -> Cond:
     """The leaves of `cond` that the run's network is told of."""
-    label, text = config.network.num_classes > 0, config.data.text
-    return {name: leaf for name, leaf in cond.items() if (label if name == "label" else text)}
+    label, text, image = config.network.num_classes > 0, config.data.text, config.image_channels > 0
+
+    def is_told(name: str) -> bool:
+        return label if name == "label" else image if name == "image" else text
+
+    return {name: leaf for name, leaf in cond.items() if is_told(name)}
 
 
 def is_conditional(config: Config) -> bool:
-    """Whether the network is told of classes or texts."""
-    return config.network.num_classes > 0 or config.data.text
+    """Whether the network is told of classes or texts, or shown a picture."""
+    return config.network.num_classes > 0 or config.data.text or config.image_channels > 0

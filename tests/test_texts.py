@@ -40,9 +40,13 @@ def test_a_text_is_read_once_while_it_is_kept():
     np.testing.assert_array_equal(encode(["a", "bb", "ccc", "dddd"])["text_pooled"][:, 0], [1, 2, 3, 4])
 
 
+def no_ids(texts):
+    raise AssertionError("conditions need no tokens")
+
+
 def test_what_guidance_leads_away_from():
     beside = {"size": np.arange(6, dtype=np.float32)}
-    none, empty = (Reader(Counted(), "", text, beside) for text in (None, ""))
+    none, empty = (Reader(Counted(), "", no_ids, text, beside) for text in (None, ""))
     assert none.away(None, 2).keys() == {"size"} and none.away("", 2).keys() == {"size", "text_pooled"}
     np.testing.assert_array_equal(empty.away(None, 2)["text_pooled"], [[0], [0]])
     np.testing.assert_array_equal(empty.away("cat", 3)["text_pooled"], [[3]] * 3)

@@ -17,6 +17,7 @@ from jaxdiff.data.pipeline import validation_batch
 from jaxdiff.data.sources import find
 from jaxdiff.evaluation.store import Outputs
 from jaxdiff.networks.feature_net import FeatureNet
+from jaxdiff.sampler import check_alone
 from jaxdiff.trained import Trained
 from jaxdiff.training import hosts
 from jaxdiff.training.sharding import make_mesh, replicated, shard_batch, share, to_host
@@ -38,6 +39,7 @@ def images_of_run(trained: Trained) -> Images:
     """What a trained network makes."""
 
     def read(indices: Indices) -> UInt8[np.ndarray, "n h w c"]:
+        check_alone(trained.config)
         size, made = trained.batch_size, []
         for first in range(0, len(indices), size):
             some = indices[first : first + size]

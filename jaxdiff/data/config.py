@@ -67,6 +67,16 @@ class Data:
     prior_weight: float = 1.0
     """How much those count, in proportion to the others."""
 
+    low: int = 0
+    """Show the network each picture shrunk to this side and enlarged again (super-resolution); 0: not."""
+
+    low_noise: float = 0.0
+    """Most standard deviation of the noise on such pictures, in units of half their range; each draws its own."""
+
+    pairs: bool = False
+    """Show the network the picture of `source_file_name` in metadata.jsonl, from which each one is made; with
+    `text`, its `edit` is the caption."""
+
     split: str = "train"
     """Part of the set to train on, where the set has parts: `train`, `test`; with TFDS also `train[:10%]`."""
 
@@ -97,6 +107,12 @@ class Data:
         window_of(self.window)
         check(not (self.augment and self.is_deep), "augment", self.augment, "0 with images of more than 8 bits")
         check(self.plane in ("axial", "coronal", "sagittal"), "plane", self.plane, "axial, coronal or sagittal")
+        check(0 <= self.low < self.size, "low", self.low, f"from 0 to below the size, {self.size}")
+        check(0 <= self.low_noise <= 1, "low_noise", self.low_noise, "in [0, 1]")
+        shows = bool(self.low) + self.pairs
+        deep = latent or self.is_deep
+        check(shows < 2 and not (shows and deep), "pairs", self.pairs, "off with low; both with latents or a window")
+        check(not (self.pairs and self.augment), "augment", self.augment, "0 with pairs")
         check(self.workers >= 0, "workers", self.workers, "at least 0")
 
     @property

@@ -34,6 +34,8 @@ class FileSource:
     keywords: tuple[tuple[str, ...], ...] = ()
     window: Window | None = None
     """Of grey pictures of more than eight bits."""
+    sources: tuple[str, ...] = ()
+    """Of each picture the file that it is made from; () where the set has no pairs."""
 
     @property
     def name(self) -> str:
@@ -43,7 +45,14 @@ class FileSource:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Example:
-        return self.example(index, decode(self.read(index), self.place(index), self.window))
+        example = self.example(index, self.picture(self.files[index]))
+        if self.sources:
+            example["source"] = self.picture(self.sources[index])
+        return example
+
+    def picture(self, file: str) -> Pixels:
+        """A picture of the set. Raises BrokenImageError."""
+        return decode(self._content(file), str(self.path / file), self.window)
 
     def place(self, index: int) -> str:
         """The name of a file, for messages."""
@@ -51,11 +60,13 @@ class FileSource:
 
     def read(self, index: int) -> bytes:
         """The content of a file."""
-        file = self.files[index]
+        return self._content(self.files[index])
+
+    def _content(self, file: str) -> bytes:
         try:
             return self.archive.read(file) if self.archive else (self.path / file).read_bytes()
         except (*BROKEN, zipfile.BadZipFile, RuntimeError) as error:
-            raise broken(self.place(index), error) from error
+            raise broken(str(self.path / file), error) from error
 
     def example(self, index: int, image: Pixels) -> Example:
         """A picture with what the set says of it."""
@@ -99,6 +110,5 @@ def open_files(path: epath.PathLike, split: str, window: Window | None = None) -
 def of_metadata(listing: Listing, window: Window | None = None) -> FileSource:
     """The files that a metadata.jsonl lists."""
     said = read_metadata(listing)
-    return FileSource(
-        listing.path, said.files, said.label, said.label_names, said.text, listing.archive, said.keywords, window
-    )
+    about = (said.files, said.label, said.label_names, said.text, listing.archive, said.keywords)
+    return FileSource(listing.path, *about, window, said.sources)

@@ -133,6 +133,21 @@ def unfit(image: Float32[np.ndarray, "h w c"], height: int, width: int, crop: Cr
     return np.stack(resized, axis=2)
 
 
+def lowered(image: UInt8[np.ndarray, "h w c"], side: int) -> UInt8[np.ndarray, "h w c"]:
+    """The square picture shrunk to side x side pixels, and as large as it was again."""
+    return resize(resize(np.ascontiguousarray(image), side, side), *image.shape[:2])
+
+
+def noisy(rng: np.random.Generator, image: UInt8[np.ndarray, "h w c"], most: float) -> UInt8[np.ndarray, "h w c"]:
+    """The picture with noise of a standard deviation from 0 to `most`, in units of half the range: conditioning
+    augmentation, by which a network learns not to trust the picture's every pixel. Source: arXiv:2106.15282, Sec. 4.
+    """
+    if not most:
+        return image
+    std = 127.5 * rng.uniform(0, most)
+    return np.clip(np.round(image + std * rng.standard_normal(image.shape)), 0, 255).astype(np.uint8)
+
+
 def window(image: Shaped[np.ndarray, "h w c"], size: int, where: float) -> Shaped[np.ndarray, "size size c"]:
     """A size x size window of the picture, or of latents; `where` in [0, 1] runs from its first to its last place."""
     top = round(where * (image.shape[0] - size))

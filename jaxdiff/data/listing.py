@@ -2,7 +2,8 @@
 
 With `metadata.jsonl` at its top, the set is the pictures which that lists, in its order: one JSON object
 a line with `file_name`, and optionally `text`, `keywords` (strings) and `label` (all strings, or all integers from
-0). A top that holds `train` (and `val`, `test`, ...) has these as its splits.
+0); and of pairs `source_file_name`, the picture that this one is made from, and `edit`, what was done to it, which is
+the caption where there is no `text`. A top that holds `train` (and `val`, `test`, ...) has these as its splits.
 """
 
 import json
@@ -126,6 +127,8 @@ class Metadata(NamedTuple):
     label_names: tuple[str, ...]
     text: tuple[str, ...]
     keywords: tuple[tuple[str, ...], ...]
+    sources: tuple[str, ...]
+    """Of each picture the file that it is made from."""
 
 
 def read_metadata(listing: Listing) -> Metadata:
@@ -136,23 +139,28 @@ def read_metadata(listing: Listing) -> Metadata:
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is not UTF-8 text") from error
     present = set(listing.files)
-    files, labels, text, keywords = [], [], [], []
+    files, labels, text, keywords, sources = [], [], [], [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         entry = _entry(line, f"{where} line {number}")
         file = str(PurePosixPath(entry.file_name))
-        if file not in present:
-            raise FileNotFoundError(f"{where} line {number}: {file} does not exist beside it")
+        source = entry.source and str(PurePosixPath(entry.source))
+        for name in (file, source):
+            if name and name not in present:
+                raise FileNotFoundError(f"{where} line {number}: {name} does not exist beside it")
         files.append(listing.top + file)
+        sources.append(source and listing.top + source)
         labels.append(entry.label)
         text.append(entry.text)
         keywords.append(entry.keywords)
     if not files:
         raise ValueError(f"{where} lists no images (--data.source)")
     label, names = _labels(labels, str(where))
-    some_text, some_keywords = (tuple(given) if any(given) else () for given in (text, keywords))
-    return Metadata(tuple(files), label, names, some_text, some_keywords)
+    if any(sources) and not all(sources):
+        raise ValueError(f"{where}: every line must have a source_file_name, or none")
+    said = (tuple(given) if any(given) else () for given in (text, keywords, sources))
+    return Metadata(tuple(files), label, names, *said)
 
 
 class Entry(NamedTuple):
@@ -162,6 +170,7 @@ class Entry(NamedTuple):
     label: str | int | None
     text: str
     keywords: tuple[str, ...]
+    source: str
 
 
 def _entry(line: str, where: str) -> Entry:
@@ -173,15 +182,17 @@ def _entry(line: str, where: str) -> Entry:
     if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
         raise ValueError(f'{where} must be an object with a string "file_name"')
     label, text, keywords = entry.get("label"), entry.get("text"), entry.get("keywords") or []
-    if text is not None and not isinstance(text, str):
-        raise ValueError(f"{where}: text must be a string, got {text!r}")
+    for key in ("text", "edit", "source_file_name"):
+        if not isinstance(entry.get(key, ""), str | None):
+            raise ValueError(f"{where}: {key} must be a string, got {entry[key]!r}")
     if not isinstance(keywords, list) or not all(isinstance(word, str) for word in keywords):
         raise ValueError(f"{where}: keywords must be a list of strings, got {keywords!r}")
     if label is not None and (isinstance(label, bool) or not isinstance(label, str | int)):
         raise ValueError(f"{where}: label must be a string or an integer, got {label!r}")
     if isinstance(label, int) and not 0 <= label <= MAX_LABEL:
         raise ValueError(f"{where}: label {label} is out of range, must be in 0..{MAX_LABEL}")
-    return Entry(entry["file_name"], label, text or "", tuple(keywords))
+    source = entry.get("source_file_name") or ""
+    return Entry(entry["file_name"], label, text or entry.get("edit") or "", tuple(keywords), source)
 
 
 def _labels(labels: list[str | int | None], where: str) -> tuple[Int32[np.ndarray, " n"] | None, tuple[str, ...]]:

@@ -38,12 +38,17 @@ class Denoising:
     """Probability that an example's condition is replaced by the absent one (for guidance)."""
     uncertainty: int = 0
     """Fourier features of a learned uncertainty by which errors are weighted (arXiv:2312.02696: 128); 0: none."""
+    drop_apart: float = 0.0
+    """Of networks that are shown a picture and told of more: the probability that the picture alone is left out, and
+    that all else is (for two guidance scales)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop < 1:
             raise ValueError(f"drop = {self.drop} must lie in [0, 1) (--drop)")
         if self.uncertainty < 0:
             raise ValueError(f"uncertainty = {self.uncertainty} is not allowed: at least 0 (--uncertainty)")
+        if not (self.drop_apart >= 0 and self.drop + 2 * self.drop_apart <= 1):
+            raise ValueError(f"drop_apart = {self.drop_apart} must lie in [0, (1 - drop) / 2] (--drop-apart)")
 
     def _errors(
         self,
@@ -57,7 +62,7 @@ class Denoising:
         key_noise, key_drop, key_net = jax.random.split(key, 3)
         level = self.path(t)
         eps = noise_like(key_noise, batch)
-        cond = drop(row_keys(key_drop, batch.row), batch.cond, self.drop) if train else batch.cond
+        cond = drop(row_keys(key_drop, batch.row), batch.cond, self.drop, self.drop_apart) if train else batch.cond
         x = diffuse(level, batch.x0, eps)
         out = apply(params, x, level, level, cond, network_key(key_net, batch) if train else None)
         weight = self.weight

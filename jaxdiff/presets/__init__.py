@@ -14,6 +14,7 @@ PRESETS: Mapping[str, Callable[[], Config]] = {
         emoji.emoji_text_minilm,
         emoji.emoji64_vae,
         emoji.emoji_text_latent,
+        emoji.emoji_sr,
         emoji.emoji_vdm,
         emoji.emoji_edm2,
         emoji.fashion_mnist,

@@ -147,6 +147,20 @@ def emoji_text_latent() -> Config:
     )
 
 
+def emoji_sr() -> Config:
+    """The emoji from 16x16 to 32x32: super-resolution, which is shown the small picture; minutes on two CPU cores."""
+    config = smileys()
+    return dataclasses.replace(
+        config,
+        data=Data("emoji", size=32, labels=False, low=16, low_noise=0.1, holdout=0.05),
+        network=dataclasses.replace(config.network, image_channels=3),
+        steps=1500,
+        save_every=500,
+        preview_every=1500,
+        validate_every=1500,
+    )
+
+
 def emoji_vdm() -> Config:
     """The emoji at 16x16 by VDM, ending in bits per dimension of those held out: minutes on two CPU cores."""
     gamma_min, gamma_max = -13.3, 5.0  # -logSNR at the two ends, before training: those of CIFAR-10

@@ -63,6 +63,8 @@ class TextEncoder(NamedTuple):
     """Tokens of every text, with its beginning and end; longer ones are cut."""
     width: int
     """Channels of a token."""
+    ids: Callable[[Sequence[str]], Int[np.ndarray, "b n"]]
+    """The tokens themselves, -1 where there is none."""
 
 
 def packaged() -> Path | None:
@@ -104,7 +106,11 @@ def open_minilm(length: int, path: Path | None = None) -> TextEncoder:
         features, pooled = apply(params, tokens, mask)
         return TextFeatures(np.asarray(features), mask.astype(np.float32), np.asarray(pooled))
 
-    return TextEncoder(encode, sha256(file), length, NETWORK.width)
+    def ids(texts: Sequence[str]) -> Int[np.ndarray, "b n"]:
+        tokens, mask = tokenize(texts)
+        return np.where(mask, tokens, -1)
+
+    return TextEncoder(encode, sha256(file), length, NETWORK.width, ids)
 
 
 def pool(

@@ -23,7 +23,7 @@ from typing import NamedTuple, TypeAlias, cast
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jaxdiff.networks.clip import TextFeatures
 from jaxdiff.pretrained import clip_text, t5
@@ -127,6 +127,8 @@ class Prompts(NamedTuple):
     """texts -> text_tokens [b, n, d], and text_pooled [b, e] and text_mask [b, n] where the network is told them."""
     sha256: str
     """Of all that these depend on besides the text."""
+    ids: Callable[[Sequence[str]], Int[np.ndarray, "b n"]]
+    """The tokens of texts as the first encoder of text_tokens has them, -1 where there is none."""
     empty: str | None
     """What guidance leads away from unless it is told otherwise: this text, or None for none."""
 
@@ -176,7 +178,14 @@ def open_prompts(folder: Path, width: int, length: int, parts: int = 1) -> Promp
     def encode(texts: Sequence[str]) -> Leaves:
         return _encode(recipe, clips, long, [recipe.prepared(text) for text in texts], width, length)
 
-    return Prompts(encode, digest, None if said else "")
+    sided = [encoder for encoder, clip in zip(clips, recipe.clips, strict=True) if clip.tokens]
+    first = sided[0] if sided or long is None else long
+
+    def ids(texts: Sequence[str]) -> Int[np.ndarray, "b n"]:
+        tokens = first.tokenize([recipe.prepared(text) for text in texts])
+        return np.where(tokens.mask, tokens.ids, -1)
+
+    return Prompts(encode, digest, ids, None if said else "")
 
 
 def open_encoders(

@@ -28,8 +28,9 @@ def to_unit(image: Array) -> Float[Array, "b h w c"]:
 
 
 def conditions(raw: Raw) -> Cond:
-    """The leaves of a batch that condition the network: all but the image."""
-    return {k: v for k, v in raw.items() if k != "image"}
+    """The leaves of a batch that condition the network: all but the image, whose source is the condition "image"."""
+    found = {k: v for k, v in raw.items() if k not in ("image", "source")}
+    return found | {"image": to_unit(raw["source"])} if "source" in raw else found
 
 
 def init_state(
