@@ -33,7 +33,7 @@ TEXTS_AT_ONCE = 256
 """Texts that a frozen encoder reads at once."""
 
 KEPT = 16
-"""Texts whose features are kept: those of T5-XXL are 8 MB each."""
+"""Texts whose features are kept, and that are read at once: those of T5-XXL are 8 MB each."""
 
 Leaves = Mapping[str, Shaped[np.ndarray, "b ..."]]
 """Conditions of texts."""
@@ -91,17 +91,11 @@ def open_reader(config: Config, tokenizer: str) -> Reader | None:
     if kind == "minilm":
         encoder = open_minilm(config.text_length, Path(file) if file else None)
 
-        def encode(texts: Sequence[str]) -> dict[str, np.ndarray]:
-            parts = []
-            for first in range(0, len(texts), TEXTS_AT_ONCE):
-                some = list(texts[first : first + TEXTS_AT_ONCE])
-                # The last part is filled up where there are several, so that one compilation serves all.
-                filled = some + [""] * (TEXTS_AT_ONCE - len(some) if first else 0)
-                parts.append([leaf[: len(some)] for leaf in encoder.encode(filled)])
-            tokens, mask, pooled = (np.concatenate(leaves) for leaves in zip(*parts, strict=True))
+        def encode(texts: Sequence[str]) -> Leaves:
+            tokens, mask, pooled = encoder.encode(texts)
             return {"text_tokens": tokens, "text_mask": mask, "text_pooled": pooled}
 
-        return Reader(encode, encoder.sha256, encoder.ids)
+        return Reader(in_parts(encode, TEXTS_AT_ONCE), encoder.sha256, encoder.ids)
     if kind == "published" and file:
         network = config.network
         assert isinstance(network, UNet | PixArt | MMDiT | Flux)
@@ -109,7 +103,7 @@ def open_reader(config: Config, tokenizer: str) -> Reader | None:
         beside = told_beside(config)
         said = {name: leaf.tolist() for name, leaf in beside.items()}
         digest = hashlib.sha256(f"{prompts.sha256} {said}".encode()).hexdigest()
-        return Reader(kept(prompts.encode, KEPT), digest, prompts.ids, prompts.empty, beside)
+        return Reader(kept(in_parts(prompts.encode, KEPT), KEPT), digest, prompts.ids, prompts.empty, beside)
     names = "words, minilm, minilm=FILE or published=FOLDER"
     raise ValueError(f"text {config.text!r} is not allowed: {names} (--text)")
 
@@ -124,6 +118,21 @@ def told_beside(config: Config) -> dict[str, np.ndarray]:
     if isinstance(network, Flux) and network.guidance:
         leaves["guidance_scale"] = np.array(config.sampling.distilled_scale, np.float32)
     return leaves
+
+
+def in_parts(encode: Encode, most: int) -> Encode:
+    """The same function, which reads at most so many texts at once."""
+
+    def encoded(texts: Sequence[str]) -> Leaves:
+        parts = []
+        for first in range(0, len(texts), most):
+            some = list(texts[first : first + most])
+            # The last part is filled up where there are several, so that one compilation serves all.
+            filled = some + [""] * (most - len(some) if first else 0)
+            parts.append({name: leaf[: len(some)] for name, leaf in encode(filled).items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    return encoded
 
 
 def kept(encode: Encode, most: int) -> Encode:

@@ -12,7 +12,7 @@ from jaxdiff.networks.pixart import PixArt
 from jaxdiff.networks.unet import UNet
 from jaxdiff.presets import preset
 from jaxdiff.settings import Settings, with_settings
-from jaxdiff.texts import Reader, kept, told_beside
+from jaxdiff.texts import Reader, in_parts, kept, told_beside
 
 
 class Counted:
@@ -42,6 +42,15 @@ def test_a_text_is_read_once_while_it_is_kept():
 
 def no_ids(texts):
     raise AssertionError("conditions need no tokens")
+
+
+def test_many_texts_are_read_in_parts_of_one_size():
+    encoder = Counted()
+    said = ["a" * i for i in range(1, 6)]
+    np.testing.assert_array_equal(in_parts(encoder, 2)(said)["text_pooled"][:, 0], [1, 2, 3, 4, 5])
+    assert encoder.read == [*said, ""]  # the last part is filled up
+    in_parts(encoder, 9)(["b"])
+    assert encoder.read[6:] == ["b"]
 
 
 def test_what_guidance_leads_away_from():
