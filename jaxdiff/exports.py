@@ -15,7 +15,7 @@ from typing import Any
 from jaxdiff.config import Config
 from jaxdiff.core.paths import DiscreteVP, Linear
 from jaxdiff.families import Family, family_of, written_json
-from jaxdiff.models import Checkpoint
+from jaxdiff.models import Checkpoint, check_new
 from jaxdiff.networks.dit import DiT
 from jaxdiff.networks.unet import UNet
 from jaxdiff.pipelines import CODECS, PIPELINES, PUBLISHED, SCHEDULER, TEXT, tokens_of
@@ -36,8 +36,7 @@ def export(model: Checkpoint, folder: Path, out: Path) -> str:
 
     Returns a note, or "". Raises ValueError, one line, for what diffusers has not, or where `out` holds something.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not empty: name a new folder")
+    check_new(out)
     config, published = model.config, folder / PUBLISHED
     kind, family = family_of(config.network)
     network: Any = config.network

@@ -90,8 +90,7 @@ def write_model(
     in the folder that is its key. Raises: ValueError where the folder holds something.
     """
     final = Path(folder)
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise ValueError(f"{final} is not empty: name a new folder")
+    check_new(final)
     final.parent.mkdir(parents=True, exist_ok=True)
     part = final.parent / f".{final.name}.part-{os.getpid()}"
     try:
@@ -103,6 +102,12 @@ def write_model(
         part.replace(final)  # over an empty folder too
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def check_new(folder: Path) -> None:
+    """Refuses a place where something is. Raises: ValueError."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty: name a new folder")
 
 
 def _write(folder: Path, model: Checkpoint, dtype: Dtype) -> None:

@@ -16,7 +16,7 @@ import tyro
 
 from jaxdiff import cli, singles
 from jaxdiff.exports import export
-from jaxdiff.models import Checkpoint, Dtype, find_model, write_model
+from jaxdiff.models import Checkpoint, Dtype, check_new, find_model, write_model
 from jaxdiff.originals import config_of, open_original, tensors_of
 from jaxdiff.pipelines import Pipeline, is_pipeline, read_pipeline
 from jaxdiff.pretrained.adm import Ways
@@ -113,6 +113,7 @@ def convert(command: Command) -> Checkpoint:
         raise FileNotFoundError(f"there is no {command.src} (SRC)")
     if command.src.is_dir() and not is_pipeline(command.src):
         raise ValueError(f"{command.src} has no model_index.json: name a pipeline's folder, or an original file (SRC)")
+    check_new(command.dir)  # before the work, and not after it
     if command.src.is_dir():
         return write(command, read_pipeline(command.src), command.src)
     arrays = tensors_of(command.src)

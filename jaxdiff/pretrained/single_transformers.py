@@ -7,6 +7,7 @@ of the last modulations, and of SD3's last block's for the text, lie the other w
 import math
 import re
 from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -56,6 +57,9 @@ def _thirds(theirs: tuple[str, str, str], name: str) -> dict[str, Piece]:
 
 QKV, TEXT_QKV = ("attn.to_q", "attn.to_k", "attn.to_v"), ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
 
+LAST_SWAPPED = "norm1_context.linear"
+"""The layer whose halves lie the other way round in SD3's last block."""
+
 SD3_BLOCK: Pieces = {
     "norm1.linear": Piece("x_block.adaLN_modulation.1"),
     **_thirds(QKV, "x_block.attn.qkv"),
@@ -104,6 +108,39 @@ FLUX_SINGLE: Pieces = {
 }
 
 
+class Group(NamedTuple):
+    """A stack of equal blocks, by diffusers' name of it."""
+
+    name: str
+    """Of the stack in the published file."""
+    layers: Pieces
+    """In a block."""
+
+
+Groups: TypeAlias = Mapping[str, Group]
+
+SD3_GROUPS: Groups = {"transformer_blocks": Group("joint_blocks", SD3_BLOCK)}
+FLUX_GROUPS: Groups = {
+    "transformer_blocks": Group("double_blocks", FLUX_BLOCK),
+    "single_transformer_blocks": Group("single_blocks", FLUX_SINGLE),
+}
+
+
+def layers_of(outside: Pieces, groups: Groups) -> dict[str, tuple[str, ...]]:
+    """Of each published layer the diffusers' layers that lie in it, with "{}" in place of the number of a block.
+
+    Layers are left out whose halves are the other way round there, in SD3 those of one block among them.
+    """
+    tables = [("", "", outside)]
+    tables += [(f"{new}.{{}}.", f"{group.name}.{{}}.", group.layers) for new, group in groups.items()]
+    found: dict[str, tuple[str, ...]] = {}
+    for new, old, pieces in tables:
+        for name, piece in pieces.items():
+            if piece.change is None and not (pieces is SD3_BLOCK and name == LAST_SWAPPED):
+                found[old + piece.name] = (*found.get(old + piece.name, ()), new + name)
+    return found
+
+
 def sd3_json(arrays: Mapping[str, np.ndarray], size: int) -> dict[str, object]:
     """The config.json of the network of these tensors. Raises ValueError where one that tells it is missing."""
     width, channels, patch = _shape(arrays, "x_embedder.proj.weight", 4)[:3]
@@ -150,11 +187,10 @@ def sd3_tensors(arrays: Mapping[str, np.ndarray], json: Json, where: str) -> dic
     network = mmdit.mmdit_config(json)
     channels = _shape(arrays, "x_embedder.proj.weight", 4)[1]
     shapes = rows.published(rows.shapes_of(network, channels, network.patch), mmdit.rows(network))
-    last = f"transformer_blocks.{network.depth - 1}.norm1_context.linear"
-    groups = {"transformer_blocks": ("joint_blocks", SD3_BLOCK)}
+    last = f"transformer_blocks.{network.depth - 1}.{LAST_SWAPPED}"
     pieces = {
         name: piece._replace(change=swapped) if name.startswith(last) else piece
-        for name, piece in _pieces(shapes, SD3, groups).items()
+        for name, piece in _pieces(shapes, SD3, SD3_GROUPS).items()
     }
     return pieced(arrays, pieces, shapes, where)
 
@@ -164,30 +200,25 @@ def flux_tensors(arrays: Mapping[str, np.ndarray], json: Json, where: str) -> di
     network = flux.flux_config(json)
     channels = max(1, _shape(arrays, "img_in.weight")[1] // PATCH**2)
     shapes = rows.published(rows.shapes_of(network, channels, PATCH), flux.rows(network))
-    groups = {
-        "transformer_blocks": ("double_blocks", FLUX_BLOCK),
-        "single_transformer_blocks": ("single_blocks", FLUX_SINGLE),
-    }
-    return pieced(arrays, _pieces(shapes, FLUX, groups), shapes, where)
+    return pieced(arrays, _pieces(shapes, FLUX, FLUX_GROUPS), shapes, where)
 
 
-def _pieces(shapes: Mapping[str, Shape], outside: Pieces, groups: Mapping[str, tuple[str, Pieces]]) -> dict[str, Piece]:
-    """The pieces of diffusers' tensors, from tables of layers: outside of blocks, and in each group of them."""
+def _pieces(shapes: Mapping[str, Shape], outside: Pieces, groups: Groups) -> dict[str, Piece]:
+    """The pieces of diffusers' tensors, from tables of layers."""
     found = {}
     for name in shapes:
         layer, _, kind = name.rpartition(".")
-        place, table = "", outside
-        if match := re.fullmatch(r"(\w+)\.(\d+)\.(.+)", layer):
-            group, number, inside = match.groups()
-            if group in groups:
-                (there, table), layer = groups[group], inside
-                place = f"{there}.{number}."
-        if name in outside:
+        match = re.fullmatch(r"(\w+)\.(\d+)\.(.+)", layer)
+        if match and match[1] in groups:
+            group = groups[match[1]]
+            piece, place = group.layers[match[3]], f"{group.name}.{match[2]}."
+        elif name in outside:  # a parameter outside of layers
             found[name] = outside[name]
+            continue
         else:
-            piece = table[layer]
-            scale = piece.name.endswith("_norm")  # FLUX.1's norms have a scale
-            found[name] = piece._replace(name=f"{place}{piece.name}.{'scale' if scale else kind}")
+            piece, place = outside[layer], ""
+        kind = "scale" if piece.name.endswith("_norm") else kind  # FLUX.1's norms have a scale
+        found[name] = piece._replace(name=f"{place}{piece.name}.{kind}")
     return found
 
 

@@ -1,6 +1,8 @@
 """jaxdiff convert of single files, against diffusers' own conversion of the same tensors."""
 
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -73,14 +75,25 @@ def pipeline(name):
     return unet, vae, texts, single
 
 
+@pytest.fixture
+def trainer(monkeypatch):
+    """The class by which a trainer's file keeps the state of a callback."""
+    name = "pytorch_lightning.callbacks.model_checkpoint"
+    kind = type("ModelCheckpoint", (), {"__module__": name})
+    for module in ("pytorch_lightning", "pytorch_lightning.callbacks", name):
+        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+    sys.modules[name].ModelCheckpoint = kind
+    return {"callbacks": {kind: {"best_model_score": torch.ones(())}}, "epoch": 3, "optimizer_states": [{0: {}}]}
+
+
 @pytest.mark.parametrize("name", made.UNETS)
-def test_stable_diffusion(name, tmp_path, tokenizer, capsys):
+def test_stable_diffusion(name, tmp_path, tokenizer, trainer, capsys):
     unet, vae, texts, single = pipeline(name)
     assert_same(convert_ldm_unet_checkpoint(dict(single), made.UNETS[name]), unet.state_dict())
     assert_same(convert_ldm_vae_checkpoint(dict(single), vae.config), vae.state_dict())
     if name == "sd1":
         file = tmp_path / "model.ckpt"
-        torch.save({"state_dict": single, "epoch": 3, "optimizer_states": [{"state": {0: torch.ones(2)}}]}, file)
+        torch.save({"state_dict": single, **trainer}, file)
     else:
         file = tmp_path / "model.safetensors"
         save_file({key: value.contiguous().clone() for key, value in single.items()}, file)
