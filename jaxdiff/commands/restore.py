@@ -10,10 +10,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from etils import epath
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from jaxdiff import cli
 from jaxdiff.commands.perceptual import distances
@@ -178,9 +179,9 @@ def compared(
     return figures
 
 
-def single(*pictures: Pictures) -> tuple[np.ndarray, ...]:
+def single(*pictures: Pictures) -> tuple[Float[Array, "n h w c"], ...]:
     """In float32, as JAX counts."""
-    return tuple(np.asarray(p, np.float32) for p in pictures)
+    return tuple(jnp.asarray(p, jnp.float32) for p in pictures)
 
 
 def rgb(pictures: Pictures) -> UInt8[np.ndarray, "n h w 3"]:

@@ -18,7 +18,7 @@ operator y = 2 y_file - A 1 (`Linear.offset` is A 1), and noise doubles.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +80,7 @@ class NonLinear:
 Operator = Linear | NonLinear
 
 
+@runtime_checkable
 class Spec(Protocol):
     """An operator's numbers, for pictures of any shape: what the command line names."""
 

@@ -15,7 +15,7 @@ Diffusion Models for Inverse Problems", ICLR 2023, Eq. 6-7.
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ class Problem(NamedTuple):
     """Standard deviation; may be traced."""
 
 
+@runtime_checkable
 class Method(Protocol):
     """How a denoiser is made to draw from the posterior."""
 
