@@ -40,6 +40,7 @@ from jaxdiff.evaluation.store import write_whole
 from jaxdiff.outputs import prepare_out, write_images
 from jaxdiff.pretrained.lpips import Distance, find_lpips
 from jaxdiff.reconstruction import Reconstructor, levels_from, reconstructor
+from jaxdiff.sampling.ddim import DDIM
 from jaxdiff.settings import Settings
 from jaxdiff.trained import Trained, open_trained
 from jaxdiff.training import hosts
@@ -195,6 +196,7 @@ def detect(command: Command) -> dict[str, object]:
         "noise": command.noise,
         "seeds": 1 if command.method == "encode" else command.seeds,
         **trained.description(),
+        **way(trained, levels, command.method == "encode"),
         "normal": command.normal,
         "principal_components": components,
         "variance": command.variance,
@@ -207,6 +209,13 @@ def detect(command: Command) -> dict[str, object]:
     if hosts.is_first():
         write(out, command, opened, found, scores, record)
     return record
+
+
+def way(trained: Trained, levels: Level, encode: bool) -> dict[str, object]:
+    """How images go up and down: the solver, and network calls for each reconstruction of an image."""
+    down = DDIM() if encode else trained.config.solver
+    calls, up = down.nfe(levels), len(levels.alpha) - 2 if encode else 0
+    return {"solver": to_json(down), "nfe": None if calls is None else calls + up}
 
 
 def write(

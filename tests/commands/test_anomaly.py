@@ -80,6 +80,8 @@ def test_maps_do_not_depend_on_the_batch_but_on_the_seed(capsys, trained, tmp_pa
 def test_encoding_needs_no_seeds(capsys, trained, tmp_path):
     record = run(capsys, trained, "--out", tmp_path / "out", "--method", "encode", "--no-baselines", *FEW)
     assert record["seeds"] == 1 and "auc" not in record and record["mean_scores"]["diffusion/mae"] >= 0
+    # Four levels above the clean one: three steps up, four down, without fresh noise.
+    assert record["nfe"] == 7 and record["solver"]["eta"] == 0
 
 
 def test_scans_in_and_out(capsys, trained, tmp_path):
