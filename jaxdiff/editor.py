@@ -56,8 +56,8 @@ Editor = Callable[..., Shaped[Array, "b h w c"]]
 
 
 def unguided(config: Config) -> Config:
-    """The same without guidance."""
-    sampling = dataclasses.replace(config.sampling, cfg_scale=1.0, guidance=CFG(), pag_scale=0.0)
+    """The same without guidance along what the network is told."""
+    sampling = dataclasses.replace(config.sampling, cfg_scale=1.0, guidance=CFG())
     return dataclasses.replace(config, sampling=sampling)
 
 
@@ -114,6 +114,9 @@ def editor(config: Config, guides: Guides, method: Method, windows: Windows | No
     check_sampling(config, guides)
     check_edit(config, method, windows)
 
+    plain = unguided(config)
+    plain = dataclasses.replace(plain, sampling=dataclasses.replace(plain.sampling, pag_scale=0.0))
+
     def wide(denoise: Denoise) -> Denoise:
         return denoise if windows is None else windows(denoise)
 
@@ -137,7 +140,7 @@ def editor(config: Config, guides: Guides, method: Method, windows: Windows | No
             both, negative = side_by_side(words, until)
             return wide(denoise_of(config, guides, weights, both, scales, None, negative))
 
-        source = wide(denoise_of(unguided(config), Guides(), Weights(weights.main), words.source, scales))
+        source = wide(denoise_of(plain, Guides(), Weights(weights.main), words.source, scales))
         solver = solver_of(config, denoise_with)
         keys = image_keys(seed, indices)
         image, *others = inputs

@@ -18,7 +18,7 @@ from jaxdiff import cli
 from jaxdiff.commands.edit_job import Job, Told, before_after, make
 from jaxdiff.config import Config
 from jaxdiff.core.cond import absent
-from jaxdiff.editor import check_edit, with_method
+from jaxdiff.editor import check_edit, unguided, with_method
 from jaxdiff.inputs import Fit, Given, Margins, Prepared, enlarged, prepare, read_masks, read_pictures, size_of
 from jaxdiff.names import GRIDS, METHODS, RULES, SOLVERS, value_of
 from jaxdiff.networks.unet import UNet
@@ -212,6 +212,8 @@ def open_job(command: Command) -> tuple[Job, list[Given], str]:
     method = value_of(name, METHODS, "--method")
     check(command, method, name, trained.config)
     config = with_method(trained.config, method)
+    if says_nothing(command) and not config.image_channels:
+        config = unguided(config)  # there is nothing to guide along
     trained = dataclasses.replace(trained, config=config)
     factor = 1 if config.latents is None else config.latents.factor
     wide = command.seamless or command.canvas is not None or command.fit == "windows"
@@ -225,6 +227,13 @@ def open_job(command: Command) -> tuple[Job, list[Given], str]:
     trained = dataclasses.replace(trained, settings=dataclasses.replace(trained.settings, batch_size=size))
     given = (pictures, other, told, command.num, command.image_scale)
     return Job(trained, method, levels, windows, codec, factor, *given), files, name
+
+
+def says_nothing(command: Command) -> bool:
+    """Whether the network is told nothing of the result, so that guidance would change nothing."""
+    settings = command.settings
+    said = (settings.prompt, settings.label, settings.negative_prompt, command.source_prompt, command.source_label)
+    return all(one is None for one in said) and not settings.also and settings.guide is None
 
 
 def info_of(command: Command, job: Job, files: Sequence[Given], name: str) -> dict[str, object]:
