@@ -118,11 +118,11 @@ class Trained:
         """What else `count` images shall be, with the weights."""
         found = []
         for text, weight in self.parts:
-            leaves = dict(labels_for(self.config, np.zeros(count, np.int32), -1, self.guides))
             if self.reader is not None:
-                leaves |= self.reader.conditions([text] * count)
+                labels = labels_for(self.config, np.zeros(count, np.int32), -1, self.guides)
+                leaves = {**labels, **self.reader.conditions([text] * count)}
             else:
-                leaves["label"] = np.full(count, find_label(text, self.label_names, "--and"), np.int32)
+                leaves = {"label": np.full(count, find_label(text, self.label_names, "--and"), np.int32)}
             found.append((shard_batch(self.mesh, leaves), jnp.float32(weight)))
         return found
 
