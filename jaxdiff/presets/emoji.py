@@ -49,7 +49,7 @@ def smileys() -> Config:
         steps=1200,
         batch_size=32,
         log_every=20,
-        save_every=300,
+        save_every=400,
         preview_every=600,
     )
 
@@ -75,7 +75,7 @@ def emoji() -> Config:
         sampling=Sampling(steps=50, cfg_scale=1.5),
         steps=4200,
         batch_size=32,
-        save_every=250,
+        save_every=500,
         preview_every=2100,
     )
 
