@@ -44,8 +44,8 @@ from jaxdiff.sampling.ddim import DDIM
 from jaxdiff.settings import Settings
 from jaxdiff.trained import Trained, open_trained
 from jaxdiff.training import hosts
+from jaxdiff.training.cpu import use_cpu
 from jaxdiff.training.sharding import shard_batch, to_host
-from jaxdiff.training.state import use_every_core
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +268,7 @@ def main(args: Sequence[str]) -> None:
     """The command: prints a table, and the record as the last line."""
     with cli.user_errors():
         command = cli.parse(Command, "jaxdiff anomaly", args, description=__doc__ or "")
-        use_every_core(command.settings.batch_size // hosts.count())
+        use_cpu(command.settings.batch_size // hosts.count())
         record = detect(command)
         if hosts.is_first():
             print(table(record))

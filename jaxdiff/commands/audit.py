@@ -42,7 +42,7 @@ from jaxdiff.evaluation.distances import Neighbours, nearest
 from jaxdiff.evaluation.store import digest, gather, write_whole
 from jaxdiff.settings import Settings
 from jaxdiff.training import hosts
-from jaxdiff.training.state import use_every_core
+from jaxdiff.training.cpu import use_cpu
 
 FLOATS = 2**27
 """Numbers of the queries, or of the training images, whose distances are computed at once."""
@@ -283,7 +283,7 @@ def main(args: Sequence[str]) -> None:
     """The command: prints a table, and the record as the last line."""
     with cli.user_errors():
         command = cli.parse(Command, "jaxdiff audit", args, description=__doc__ or "")
-        use_every_core(command.settings.batch_size // hosts.count())
+        use_cpu(command.settings.batch_size // hosts.count())
         record = audit(command)
         if hosts.is_first():
             print(table(record))

@@ -32,7 +32,7 @@ from jaxdiff.sampling.editing.windows import Windows
 from jaxdiff.settings import Settings, find_label
 from jaxdiff.trained import Leaves, Trained, open_trained
 from jaxdiff.training import hosts
-from jaxdiff.training.state import use_every_core
+from jaxdiff.training.cpu import use_cpu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,5 +281,5 @@ def main(args: Sequence[str]) -> None:
         named = {"Methods": METHODS, "Solvers": SOLVERS, "Grids": GRIDS, "Guidance": RULES}
         words = "\n".join(f"{kind}: {', '.join(table)}." for kind, table in named.items())
         command = cli.parse(Command, "jaxdiff edit", args, description=f"{__doc__}\n{words}")
-        use_every_core(command.settings.batch_size // hosts.count())
+        use_cpu(command.settings.batch_size // hosts.count())
         edit(command)

@@ -40,7 +40,7 @@ from jaxdiff.sampling.inverse.operator import Spec
 from jaxdiff.settings import Settings
 from jaxdiff.training import hosts
 from jaxdiff.training.contact_sheet import contact_sheet
-from jaxdiff.training.state import use_every_core
+from jaxdiff.training.cpu import use_cpu
 
 Picture = Float[np.ndarray, "h w c"]
 Pictures = Float[np.ndarray, "n h w c"]
@@ -227,5 +227,5 @@ def main(args: Sequence[str]) -> None:
         named = {"Operators": OPERATORS, "Methods": POSTERIORS}
         words = "\n".join(f"{kind}: {', '.join(table)}." for kind, table in named.items())
         command = cli.parse(Command, "jaxdiff restore", args, description=f"{__doc__}\n{words}")
-        use_every_core(command.settings.batch_size // hosts.count())
+        use_cpu(command.settings.batch_size // hosts.count())
         restore(command)
