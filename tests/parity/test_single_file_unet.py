@@ -11,10 +11,7 @@ diffusers = pytest.importorskip("diffusers", reason="needs the extra parity")
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint  # noqa: E402
 from small_unets import SD1, SDXL  # noqa: E402
 
-from jaxdiff.pretrained import exchange  # noqa: E402
-from jaxdiff.pretrained.single_unet import unet_json  # noqa: E402
 from jaxdiff.pretrained.unet import dump, dump_original, load_original, unet_config, unet_shapes  # noqa: E402
-from jaxdiff.pretrained.unet_names import original_names  # noqa: E402
 
 
 @pytest.mark.parametrize("config", [SD1, SD1 | {"use_linear_projection": True}, SDXL], ids=["sd1", "sd2", "sdxl"])
@@ -38,30 +35,3 @@ def test_the_names_are_those_that_diffusers_converts(config):
     del missing["model.diffusion_model.out.2.bias"]
     with pytest.raises(ValueError, match=r"out\.2\.bias is missing"):
         load_original(missing, network)
-
-
-LINEAR = {"use_linear_projection": True}
-PUBLISHED = {
-    "sd1": {"cross_attention_dim": 768, "attention_head_dim": 8},
-    "sd2": LINEAR | {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20]},
-    "sdxl": LINEAR
-    | {
-        "block_out_channels": [320, 640, 1280],
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-        "transformer_layers_per_block": [1, 2, 10],
-        "attention_head_dim": [5, 10, 20],
-        "cross_attention_dim": 2048,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-}
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_the_shapes_tell_the_published_networks(name):
-    network = unet_config({"_class_name": "UNet2DConditionModel", **PUBLISHED[name]})
-    shapes = exchange.torch_shapes(unet_shapes(network, 4), original_names(network))
-    arrays = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}
-    assert unet_config(unet_json(arrays, 64)) == network

@@ -57,7 +57,9 @@ def pipeline(name):
     unet, vae = made.filled(diffusers.UNet2DConditionModel.from_config(config)), made.vae()
     arrays = {key: value.numpy() for key, value in unet.state_dict().items()}
     network = unet_config(config)
-    single = {key: torch.from_numpy(value) for key, value in dump_original(load(arrays, network), network).items()}
+    single = {
+        key: torch.from_numpy(value.copy()) for key, value in dump_original(load(arrays, network), network).items()
+    }
     single |= made.below("first_stage_model.", made.original_vae(vae.state_dict())) | SCHEDULE
     if name == "sd1":
         texts = {"text_encoder": made.clip()}
@@ -160,16 +162,16 @@ def test_what_is_wrong_is_named(tmp_path, capsys):
         (line,) = capsys.readouterr().err.strip().splitlines()
         return line
 
-    for part, name in {
-        UNET: "middle_block.0.in_layers.2.weight",
-        "first_stage_model.": "decoder.mid.block_1.norm1.bias",
-        "cond_stage_model.model.": "transformer.resblocks.0.attn.in_proj_weight",
+    for part, names in {
+        UNET: ("middle_block.0.in_layers.2.weight", "out.2.bias"),
+        "first_stage_model.": ("decoder.mid.block_1.norm1.bias", "decoder.conv_out.bias"),
+        "cond_stage_model.model.": ("transformer.resblocks.0.attn.in_proj_weight", "ln_final.bias"),
     }.items():
-        name = part + name
-        assert f"{name}2 is not known" in refusal(single | {f"{name}2": torch.ones(2)})
-        assert f"{name} is [" in refusal(single | {name: torch.ones(7)})
-        if part != "first_stage_model.":  # whose missing tensors have diffusers' names
-            assert f"{name} is missing" in refusal({key: value for key, value in single.items() if key != name})
+        first, second = (part + name for name in names)
+        rest = {key: value for key, value in single.items() if key != second}
+        line = refusal(rest | {first: torch.ones(7), f"{first}2": torch.ones(2)})
+        assert f"{first} is [7]" in line and f"{first}2 is not known" in line
+        assert f"{names[1]} is missing" in line
     bare = {key: value for key, value in single.items() if not key.startswith("first_stage_model.")}
     assert "--vae" in refusal(bare)
     assert "control_model.x is not known" in refusal(single | {"control_model.x": torch.ones(2)})
@@ -187,10 +189,10 @@ def test_stable_diffusion_3(tmp_path):
     diffusers.SD3Transformer2DModel(**config).load_state_dict(theirs)
     vae = made.vae(16, quant=False)
     clips = {"text_encoder": made.clip(projected=True), "text_encoder_2": made.clip("gelu", True)}
-    t5 = transformers.T5EncoderModel(
-        transformers.T5Config(d_model=128, d_kv=16, d_ff=32, num_layers=2, num_heads=2, vocab_size=40,
-                              feed_forward_proj="gated-gelu")
-    )  # fmt: skip
+    t5 = transformers.T5Config(
+        d_model=128, d_kv=16, d_ff=32, num_layers=2, num_heads=2, vocab_size=40, feed_forward_proj="gated-gelu"
+    )
+    t5 = made.filled(transformers.T5EncoderModel(t5))
     states = [made.state_of(model) for model in (*clips.values(), t5)]
     del states[0]["text_projection.weight"]  # the identity
     states[2].pop("encoder.embed_tokens.weight", None)
