@@ -33,8 +33,8 @@ def saved(image, quality, subsampling):
 
 def coded(image, text):
     operator = value_of(text, OPERATORS, "--operator").on(image.shape, {})
-    x = jnp.asarray(image, jnp.float32)[None] / 127.5 - 1
-    return np.asarray((operator.forward(x)[0] + 1) * 127.5, np.float64)
+    x = jnp.asarray(image / 127.5 - 1, jnp.float32)[None]
+    return (np.asarray(jax.jit(operator.forward)(x), np.float64)[0] + 1) * 127.5
 
 
 @pytest.mark.parametrize("quality", [1, 10, 49, 50, 75, 95, 100])
@@ -44,15 +44,14 @@ def test_tables_are_those_of_files(quality):
         np.testing.assert_array_equal(np.array(tables[number]).reshape(8, 8), jpeg.table(base, quality))
 
 
-@pytest.mark.parametrize("quality", [10, 50, 90])
-def test_pictures_are_decoded_as_from_files(quality):
-    for channels in (1, 3):
-        image = picture(32, channels)
-        want, _ = saved(image, quality, 0)
-        gap = np.abs(coded(image, f"jpeg(quality={quality}, subsample=False)") - want)
-        # Files hold whole numbers, and their transform is rounded too.
-        assert np.median(gap) < 0.8 and np.mean(gap) < 1.2
-        assert np.mean(np.abs(image.astype(float) - want)) > 2 * np.mean(gap) or quality == 90
+@pytest.mark.parametrize("quality, channels, height, width", [(10, 1, 32, 32), (50, 3, 32, 32), (90, 3, 21, 13)])
+def test_pictures_are_decoded_as_from_files(quality, channels, height, width):
+    image = picture(32, channels)[:height, :width]
+    want, _ = saved(image, quality, 0)
+    gap = np.abs(coded(image, f"jpeg(quality={quality}, subsample=False)") - want)
+    # Files' colours are whole numbers before and after the transform, so that some coefficients are rounded the other
+    # way: a part of what is lost.
+    assert np.mean(gap) < 0.35 * np.mean(np.abs(image.astype(float) - want))
 
 
 def test_halved_chroma_is_nearly_that_of_files():
@@ -65,19 +64,13 @@ def test_halved_chroma_is_nearly_that_of_files():
     assert np.any(np.abs(whole.astype(float) - want) > 4)
 
 
-def test_sides_need_not_be_multiples_of_eight():
-    image = picture(32, 3)[:21, :13]
-    assert coded(image, "jpeg(quality=90)").shape == (21, 13, 3)
-    assert np.mean(np.abs(coded(image, "jpeg(quality=95, subsample=False)") - image)) < 3
-
-
 def test_compression_is_idempotent_and_has_a_gradient():
     image = picture(16, 1)
     operator = value_of("jpeg(quality=20)", OPERATORS, "--operator").on((16, 16, 1), {})
-    y = operator.forward(jnp.asarray(image, jnp.float32)[None] / 127.5 - 1)
-    again = operator.forward(jnp.clip(y, -0.99, 0.99))
-    assert np.mean(np.abs(np.asarray(again - y))) < 0.01
-    gradient = jax.grad(lambda x: jnp.sum(y * operator.forward(x)))(0.5 * y)
+    forward = jax.jit(operator.forward)
+    y = forward(jnp.asarray(image / 127.5 - 1, jnp.float32)[None])
+    assert np.mean(np.abs(np.asarray(forward(y) - y))) < 0.01
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(y * operator.forward(x))))(0.5 * y)
     # Straight through: the transforms cancel, and the gradient is what the measurement is multiplied by.
     np.testing.assert_allclose(gradient, y, atol=1e-3)
 
@@ -86,10 +79,11 @@ def test_moduli_do_not_see_shifts_and_mirrors():
     operator = value_of("phase", OPERATORS, "--operator").on((8, 8, 1), {})
     x = -np.ones((1, 8, 8, 1), np.float32)
     x[0, 1:4, 2:6, 0] = np.random.default_rng(0).uniform(-1, 1, (3, 4))
-    y = np.asarray(operator.forward(jnp.asarray(x)))
+    forward = jax.jit(operator.forward)
+    y = np.asarray(forward(jnp.asarray(x)))
     for other in (np.roll(x, (2, 1), (1, 2)), x[:, ::-1, ::-1]):
-        np.testing.assert_allclose(operator.forward(jnp.asarray(other)), y, atol=1e-4)
-    assert np.abs(np.asarray(operator.forward(jnp.asarray(x[:, ::-1]))) - y).max() > 0.1
+        np.testing.assert_allclose(forward(jnp.asarray(other)), y, atol=1e-4)
+    assert np.abs(np.asarray(forward(jnp.asarray(x[:, ::-1]))) - y).max() > 0.1
     # Parseval: twice the intensities' energy is kept.
     np.testing.assert_allclose(np.sum(y**2), np.sum((x + 1) ** 2), rtol=1e-4)
-    assert np.isfinite(jax.grad(lambda x: jnp.sum(operator.forward(x)))(-jnp.ones((1, 8, 8, 1)))).all()
+    assert np.isfinite(jax.jit(jax.grad(lambda x: jnp.sum(operator.forward(x))))(-jnp.ones((1, 8, 8, 1)))).all()

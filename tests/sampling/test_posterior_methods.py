@@ -12,6 +12,7 @@ from jaxdiff.core.types import Level
 from jaxdiff.names import OPERATORS, POSTERIORS, value_of
 from jaxdiff.sampling import exact
 from jaxdiff.sampling.ancestral import Ancestral
+from jaxdiff.sampling.dpm_solver import DPMSolverPP
 from jaxdiff.sampling.heun import Heun
 from jaxdiff.sampling.inverse.daps import DAPS
 from jaxdiff.sampling.inverse.ddnm import DDNM
@@ -122,18 +123,18 @@ def test_posteriors_by_weighing_draws():
 def test_pigdm_is_exact_for_independent_pixels(task, noise):
     data = independent()
     operator, y, truth, _ = problem_of(data, task, noise)
-    x, _ = run(PiGDM(std=STD), operator, y, noise, data)
+    x, _ = run(PiGDM(std=STD), operator, y, noise, data, Heun(), steps=32)
     mean, share = distances(x, truth)
-    assert mean < 0.08 and abs(share - 1) < 0.08
-    np.testing.assert_allclose(np.cov(x.T), truth.covariance, atol=0.05)
+    assert mean < 0.06 and abs(share - 1) < 0.03
+    np.testing.assert_allclose(np.cov(x.T), truth.covariance, atol=0.04)
 
 
 def test_pigdm_is_a_transform_for_every_solver():
     data = independent()
     operator, y, truth, _ = problem_of(data, TASKS[1], 0.2)
-    x, _ = run(PiGDM(std=STD), operator, y, 0.2, data, Heun())
-    mean, share = distances(x, truth)
-    assert mean < 0.08 and abs(share - 1) < 0.08
+    for solver, gap in ((DPMSolverPP(), 0.03), (Ancestral(), 0.16)):  # DDPM's steps leave so much of any law
+        mean, share = distances(run(PiGDM(std=STD), operator, y, 0.2, data, solver)[0], truth)
+        assert mean < 0.08 and abs(share - 1) < gap
 
 
 def test_ddnm_without_noise_is_exact_for_independent_pixels():
@@ -173,13 +174,13 @@ def test_particles_converge_to_the_posterior(name, particles):
 @pytest.mark.parametrize(
     "method, most, low, high",
     [
-        ("ddrm", 0.45, 0.5, 1.5),
-        ("ddnm", 0.45, 0.5, 1.5),
-        ("pigdm(std=0.4)", 0.3, 0.7, 1.3),
-        ("diffpir", 0.6, 0.2, 1.5),
-        ("daps(std=0.4)", 0.4, 0.5, 2.0),
-        ("dps", 1.5, 0.1, 4.0),
-        ("red-diff", 1.5, 0.0, 1.5),
+        ("ddrm", 0.3, 0.3, 0.8),
+        ("ddnm", 0.6, 0.25, 0.9),
+        ("pigdm(std=0.4)", 0.2, 0.75, 1.1),
+        ("diffpir", 0.9, 1.2, 2.6),
+        ("daps(std=0.4)", 0.25, 1.2, 2.0),
+        ("dps", 0.8, 0.5, 3.0),
+        ("red-diff", 0.8, 0.0, 0.7),
     ],
 )
 @pytest.mark.parametrize("task", TASKS[:2])

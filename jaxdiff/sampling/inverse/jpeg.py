@@ -127,6 +127,6 @@ def _coded(x: Image, q: Float[np.ndarray, "8 8"]) -> Image:
     return jnp.einsum("ui,vj,bmunvc->bminjc", d, d, z, precision=sharp).reshape(x.shape)[:, :h, :w]
 
 
-def _padded(x: Image, side: int) -> Image:
+def _padded(x: Image, side: int) -> Float[Array, "b H W c"]:
     h, w = x.shape[1:3]
     return jnp.pad(x, ((0, 0), (0, -h % side), (0, -w % side), (0, 0)), mode="edge")
