@@ -32,7 +32,7 @@ def test_a_few_copies_among_many_are_found():
     made = np.concatenate([drawn(3, 180), train[:20]])
     compared = copies.compare(figures(made, train)["distance"], figures(held, train)["distance"], 0.01, 0.99)
     assert compared.flagged[180:].all() and compared.flagged[:180].mean() < 0.05
-    assert compared.p_share < 1e-6
+    assert compared.p_share < 1e-4
 
 
 def test_fresh_draws_are_flagged_as_often_as_is_said():
