@@ -6,7 +6,7 @@ import numpy as np
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-SERIES = "1.2.826.0.1.3680043.8.498.1"
+SERIES = "1.2.40.0.13.77.1"
 AXIAL = (1, 0, 0, 0, 1, 0)
 
 
@@ -22,7 +22,7 @@ def dataset(stored, *, bits=12, signed=False, **attributes) -> FileDataset:
     values = {
         "SOPClassUID": CTImageStorage,
         "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
-        "StudyInstanceUID": "1.2.826.0.1.3680043.8.498.2",
+        "StudyInstanceUID": "1.2.40.0.13.77.2",
         "SeriesInstanceUID": SERIES,
         "Modality": "CT",
         "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],

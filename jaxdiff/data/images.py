@@ -18,6 +18,8 @@ from jaxdiff.data.config import Crop
 from jaxdiff.data.units import Window, check_finite, to_network
 
 Pixels = UInt8[np.ndarray, "h w c"] | Float32[np.ndarray, "h w c"]
+Others = UInt8[np.ndarray, "h2 w2 c2"] | Float32[np.ndarray, "h2 w2 c2"]
+"""Pixels of another size or with other channels."""
 
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 """What Pillow raises on a file that it cannot read."""
@@ -77,7 +79,7 @@ def to_array(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
     return np.asarray(image.convert("RGB"))
 
 
-def with_channels(image: Pixels, channels: int) -> Pixels:
+def with_channels(image: Pixels, channels: int) -> Others:
     """The picture with 1 or 3 channels: RGBA is laid on white, grey is BT.601's luma of RGB."""
     if image.shape[2] == channels:
         return image
@@ -88,7 +90,7 @@ def with_channels(image: Pixels, channels: int) -> Pixels:
     return np.asarray(Image.fromarray(image).convert("L"))[..., None]
 
 
-def resize(image: Pixels, height: int, width: int) -> Pixels:
+def resize(image: Pixels, height: int, width: int) -> Others:
     """The picture, of 1 or 3 channels, at height x width pixels."""
     if image.shape[:2] == (height, width):
         return image
@@ -107,7 +109,7 @@ def _resized(picture: Image.Image, height: int, width: int) -> Shaped[np.ndarray
     return np.asarray(picture)
 
 
-def fit(image: Pixels, size: int, crop: Crop) -> Pixels:
+def fit(image: Pixels, size: int, crop: Crop) -> Others:
     """The picture scaled for `crop`: [size, size, c], but with `random` only its short side is `size`."""
     height, width = image.shape[:2]
     if crop == "none":

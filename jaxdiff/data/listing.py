@@ -6,6 +6,7 @@ a line with `file_name`, and optionally `text`, `keywords` (strings) and `label`
 the caption where there is no `text`. A top that holds `train` (and `val`, `test`, ...) has these as its splits.
 """
 
+import io
 import json
 import zipfile
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from jaxtyping import Int32
 SPLITS = ("train", "validation", "val", "valid", "test")
 METADATA = "metadata.jsonl"
 MAX_LABEL = 99_999
+
+Stream = IO[bytes] | io.BufferedIOBase
+"""A file that is being read."""
 
 
 class Archive:
@@ -40,7 +44,7 @@ class Archive:
     def read(self, name: str) -> bytes:
         return self.file.read(name)
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> Stream:
         return self.file.open(name)
 
 
@@ -63,7 +67,7 @@ class Listing:
         name = self.top + file
         return self.archive.read(name) if self.archive else (self.path / name).read_bytes()
 
-    def open(self, file: str) -> IO[bytes]:
+    def open(self, file: str) -> Stream:
         name = self.top + file
         return self.archive.open(name) if self.archive else (self.path / name).open("rb")  # pyright: ignore
 

@@ -79,7 +79,9 @@ def rebuilt(images: Images, basis: Principal) -> Images:
     return (basis.mean + flat @ basis.components.T @ basis.components).reshape(images.shape).astype(np.float32)
 
 
-def baselines(images: Images, train: Images, variance: float) -> tuple[dict[str, Float[np.ndarray, "n"]], int]:
+def baselines(
+    images: Images, train: Float[np.ndarray, "m h w c"], variance: float
+) -> tuple[dict[str, Float[np.ndarray, "n"]], int]:
     """(scores of the methods without a network, by name; the number of principal components)."""
     basis = principal(train, variance)
     found: dict[str, np.ndarray] = {}

@@ -69,8 +69,10 @@ def without(near: Neighbours, own: Int[np.ndarray, "n"], k: int) -> Neighbours:
     return Neighbours(*(np.take_along_axis(each, order, axis=1) for each in near))
 
 
-def compare(samples: Figure, held_out: Figure, quantile: float, level: float, seed: int = 0) -> Comparison:
-    """The comparison at q = `quantile`, with intervals of `level`.
+def compare(
+    samples: Figure, held_out: Figure, quantile: float, level: float, seed: int = 0, count: int = 1000
+) -> Comparison:
+    """The comparison at q = `quantile`, with intervals of `level`, those of ranks from `count` bootstrap samples.
 
     Raises: ValueError where there are too few held-out images for a p-value as small as q.
     """
@@ -86,7 +88,7 @@ def compare(samples: Figure, held_out: Figure, quantile: float, level: float, se
         share=share(hits, n, level),
         expected=most / (m + 1),
         p_share=beta_binomial_tail(hits, n, most, m + 1 - most),
-        closer=auc_interval(held_out, samples, level=level, seed=seed),
+        closer=auc_interval(held_out, samples, count=count, level=level, seed=seed),
         z=test.z,
         p_closer=test.p,
     )

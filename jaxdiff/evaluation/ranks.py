@@ -75,7 +75,7 @@ def share(hits: int, n: int, level: float = 0.95) -> Share:
     z, p = NormalDist().inv_cdf((1 + level) / 2), hits / n
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return Share(p, max(centre - half, 0.0), min(centre + half, 1.0))
+    return Share(p, max(centre - half, 0.0) if hits else 0.0, min(centre + half, 1.0) if hits < n else 1.0)
 
 
 def beta_binomial_tail(hits: int, n: int, a: int, b: int) -> float:
@@ -88,7 +88,10 @@ def beta_binomial_tail(hits: int, n: int, a: int, b: int) -> float:
         return math.lgamma(x) + math.lgamma(y) - math.lgamma(x + y)
 
     terms = [
-        -log_beta(k + 1, n - k + 1) - math.log(n + 1) + log_beta(k + a, n - k + b) - log_beta(a, b)
+        -log_beta(k + 1.0, n - k + 1.0)
+        - math.log(n + 1)
+        + log_beta(k + float(a), n - k + float(b))
+        - log_beta(float(a), float(b))
         for k in range(max(hits, 0), n + 1)
     ]
     return min(math.fsum(math.exp(term) for term in terms), 1.0)

@@ -6,11 +6,11 @@ Bits are kept: float32 has 24, and a value that is written again is stored as it
 (PS3.3 C.11.2.1.2): a linear one of centre c and width w shows c - w/2 as black and c + w/2 - 1 as white.
 """
 
+import copy
 import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import pydicom
@@ -22,6 +22,7 @@ from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 from jaxdiff.data.images import broken
+from jaxdiff.data.listing import Stream
 from jaxdiff.data.medical.geometry import Slice
 from jaxdiff.data.units import Window, check_finite, range_of
 
@@ -47,7 +48,7 @@ KEPT = (
 """What is left of a file when the patient is removed: pixels, units and geometry, nothing else."""
 
 
-def frames_of(stream: IO[bytes], name: str) -> int:
+def frames_of(stream: Stream, name: str) -> int:
     """How many images the file holds. Raises: BrokenImageError where it is no DICOM file."""
     try:
         header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
@@ -65,7 +66,7 @@ def series_of(encoded: bytes, name: str) -> str:
         raise broken(name, error) from error
 
 
-def is_dicom(stream: IO[bytes]) -> bool:
+def is_dicom(stream: Stream) -> bool:
     """Whether a file begins as DICOM files do."""
     return stream.read(132)[128:] == b"DICM"
 
@@ -195,7 +196,7 @@ def derived(
     made = Dataset()
     for element in source:
         if element.tag.group != 0x7FE0 and (not anonymous or element.keyword in KEPT):
-            made.add(element)
+            made.add(copy.deepcopy(element))
     made.SOPInstanceUID, made.SeriesInstanceUID = generate_uid(), series
     kind = list(source.get("ImageType") or [])
     made.ImageType = ["DERIVED", "SECONDARY", *kind[2:]]

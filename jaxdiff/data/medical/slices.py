@@ -1,7 +1,7 @@
 """A set of slices, each a part of a file that may hold many: frames of DICOM, slices of NIfTI."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -10,6 +10,7 @@ from jaxdiff.data.files import FileSource
 from jaxdiff.data.source import Example
 
 
+@runtime_checkable
 class ReadSlice(Protocol):
     """Reads a slice as a network sees it; a value that can be pickled."""
 
