@@ -66,7 +66,7 @@ class Keep:
     """What is kept of, clean."""
     merge: Merge
     """How."""
-    until: float = 0.0
+    until: float | Float[Array, ""] = 0.0
     """Steps that end below this sigma/alpha keep nothing."""
 
     def init(self, x: Image, levels: Level) -> State:

@@ -85,9 +85,12 @@ class DDPMInversion:
         return tail(levels, strength)
 
     def __call__(self, task: Task) -> Image:
-        x, maps = noise_maps(task.keys, task.image, task.levels, task.source)
-        denoise = task.denoise if task.mask is None else imposed(task.image, task.mask)(task.denoise)
-        return sample(task.keys, x, task.levels, denoise, Replay(maps))
+        source, target = task.source, task.denoise
+        if task.mask is not None:
+            # Of both, so that the maps outside are those that lead to the picture.
+            source, target = (imposed(task.image, task.mask)(denoise) for denoise in (source, target))
+        x, maps = noise_maps(task.keys, task.image, task.levels, source)
+        return sample(task.keys, x, task.levels, target, Replay(maps))
 
     def nfe(self, solver: Solver, levels: Level) -> int | None:
         return 2 * int(num_steps(levels))
