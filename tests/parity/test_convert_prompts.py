@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch", reason="needs the extra parity")
 diffusers = pytest.importorskip("diffusers", reason="needs the extra parity")
@@ -18,6 +19,7 @@ transformers = pytest.importorskip("transformers", reason="needs the extra parit
 import small_pipelines as small  # noqa: E402
 from small_tokenizers import as_published, clip_tokenizer  # noqa: E402
 
+import sample  # noqa: E402
 from jaxdiff import families  # noqa: E402
 from jaxdiff.commands import convert  # noqa: E402
 from jaxdiff.pretrained import safetensors  # noqa: E402
@@ -117,10 +119,22 @@ def test_pictures_of_a_prompt(name, tmp_path, monkeypatch, caplog):
     assert off(away, sampled(pipeline, x, 3.0, AWAY)) <= 1
     other = with_prompt(trained, "a dog").images(INDICES)
     assert differs(images, away) and differs(images, other)
+    if name == "sd1":
+        assert_command(folder, tmp_path, images[0])
     if name == "flux":
         told = opened(folder, prompt=PROMPT, cfg_scale=3.0, distilled_scale=1.5).images(INDICES)
         assert off(told, sampled(pipeline, x, 3.0, guidance_scale=1.5)) <= 1 and differs(images, told)
     assert_same_files(theirs, folder, tmp_path / "back")
+
+
+def assert_command(folder, tmp_path, image):
+    """sample.py makes the same picture of a prompt from a file."""
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text(f"a dog\n{PROMPT}\n")
+    flags = ["--prompts", prompts, "--num", "1", "--batch-size", "8", "--steps", STEPS, "--seed", 3, "--cfg-scale", "3"]
+    sample.main([str(arg) for arg in (folder, "--out", out, *flags)])
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "0001" / "images" / "000000.png")), image)
+    assert len(json.loads((out / "0001" / "info.json").read_text())["reader_sha256"]) == 64
 
 
 def assert_same_files(theirs, folder, back):
