@@ -69,8 +69,8 @@ def read_tokenizer(path: Path, length: int = 77, pad: int | None = None) -> Call
     embedding depends on it, but hidden states do. Raises ValueError for a file that puts no start and end.
     """
     tokenizer = from_json(path)
-    _check_ends(tokenizer, path)
-    tokenize = rows_by(tokenizer, length, tokenizer.token_to_id(END) if pad is None else pad)
+    end = _checked_end(tokenizer, path)
+    tokenize = rows_by(tokenizer, length, end if pad is None else pad)
     return lambda texts: tokenize(texts).ids
 
 
@@ -95,7 +95,7 @@ def open_tokenizer(folder: Path, length: int, parts: int = 1) -> Tokenize:
     if (fill := tokenizer.token_to_id(pad)) is None:
         raise ValueError(f"{file} has no token {pad!r}, with which tokenizer_config.json fills up texts")
     tokenizer.add_special_tokens([pad])
-    _check_ends(tokenizer, file)
+    _checked_end(tokenizer, file)
     return _in_parts(rows_by(tokenizer, parts * (length - 2) + 2, fill), length, parts, fill)
 
 
@@ -116,11 +116,13 @@ def _in_parts(tokenize: Tokenize, length: int, parts: int, fill: int) -> Tokeniz
     return tokenized
 
 
-def _check_ends(tokenizer, file: Path) -> None:
+def _checked_end(tokenizer, file: Path) -> int:
+    """The token of a text's end. Raises ValueError where texts have no start and no end."""
     empty = tokenizer.encode("").ids
     start, end = (tokenizer.token_to_id(word) for word in (START, END))
     if start is None or end is None or empty[:1] != [start] or empty[1:2] != [end]:
         raise ValueError(f"{file}: an empty text has the tokens {empty}, not start and end: use CLIP's tokenizer.json")
+    return end
 
 
 def _byte_pairs(vocab: Path, merges: Path):
@@ -135,14 +137,14 @@ def _byte_pairs(vocab: Path, merges: Path):
         tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges), **ends))
         spaces = normalizers.Replace(Regex(r"\s+"), " ")
         small = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
-        tokenizer.normalizer = small  # pyright: ignore[reportAttributeAccessIssue]
+        tokenizer.normalizer = small
         words = pre_tokenizers.Split(Regex(WORDS), "removed", invert=True)
         both = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-        tokenizer.pre_tokenizer = both  # pyright: ignore[reportAttributeAccessIssue]
-        start, end = ((word, tokenizer.token_to_id(word)) for word in (START, END))
-        if start[1] is None or end[1] is None:
+        tokenizer.pre_tokenizer = both
+        start, end = (tokenizer.token_to_id(word) for word in (START, END))
+        if start is None or end is None:
             raise ValueError(f"has no {START} or no {END}")
-        around = processors.RobertaProcessing(end, start, trim_offsets=False, add_prefix_space=False)
-        tokenizer.post_processor = around  # pyright: ignore[reportAttributeAccessIssue]
+        ends = processors.RobertaProcessing((END, end), (START, start), trim_offsets=False, add_prefix_space=False)
+        tokenizer.post_processor = ends
         tokenizer.add_special_tokens([START, END])
     return tokenizer

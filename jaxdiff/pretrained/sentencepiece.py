@@ -55,15 +55,15 @@ def read(path: Path, end: str = "</s>", extra: int = 100):
         gaps = [f"<extra_id_{i}>" for i in range(extra - 1, -1, -1)]
         tokenizer = Tokenizer(models.Unigram([*pieces, *((gap, 0.0) for gap in gaps)], unknown, False))
         if table:
-            tokenizer.normalizer = normalizers.Precompiled(table)  # pyright: ignore[reportAttributeAccessIssue]
+            tokenizer.normalizer = normalizers.Precompiled(table)
         words = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(SPACE, "always")]
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(words)  # pyright: ignore[reportAttributeAccessIssue]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(words)
         tokenizer.add_special_tokens([*special, *gaps])
         number = tokenizer.token_to_id(end)
         if number is None:
             raise ValueError(f"has no piece {end}")
         ends = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, number)])
-        tokenizer.post_processor = ends  # pyright: ignore[reportAttributeAccessIssue]
+        tokenizer.post_processor = ends
     return tokenizer
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch", reason="needs the extra parity")
 diffusers = pytest.importorskip("diffusers", reason="needs the extra parity")
@@ -18,11 +19,14 @@ transformers = pytest.importorskip("transformers", reason="needs the extra parit
 import small_pipelines as small  # noqa: E402
 from small_tokenizers import as_published, clip_tokenizer  # noqa: E402
 
+import sample  # noqa: E402
 from jaxdiff import families  # noqa: E402
 from jaxdiff.commands import convert  # noqa: E402
 from jaxdiff.pretrained import safetensors  # noqa: E402
+from jaxdiff.pretrained.prompts import RECIPES, open_prompts  # noqa: E402
 from jaxdiff.sampling.sample import image_keys, initial  # noqa: E402
 from jaxdiff.settings import Settings  # noqa: E402
+from jaxdiff.texts import Reader  # noqa: E402
 from jaxdiff.trained import open_trained, with_prompt  # noqa: E402
 
 INDICES = np.arange(8, dtype=np.int32)  # a multiple of the devices
@@ -101,9 +105,10 @@ def differs(images, others):
 
 
 @pytest.mark.parametrize("name", small.PIPELINES)
-def test_pictures_of_a_prompt(name, tmp_path, monkeypatch):
+def test_pictures_of_a_prompt(name, tmp_path, monkeypatch, caplog):
     pipeline, theirs, folder = saved(name, tmp_path, monkeypatch)
     trained = opened(folder, prompt=PROMPT, cfg_scale=3.0)
+    assert_same_features(pipeline, trained.reader, caplog)
     x = noise_for(trained, pipeline)
     images = trained.images(INDICES)
     error = off(images, sampled(pipeline, x, 3.0))
@@ -114,10 +119,22 @@ def test_pictures_of_a_prompt(name, tmp_path, monkeypatch):
     assert off(away, sampled(pipeline, x, 3.0, AWAY)) <= 1
     other = with_prompt(trained, "a dog").images(INDICES)
     assert differs(images, away) and differs(images, other)
+    if name == "sd1":
+        assert_command(folder, tmp_path, images[0])
     if name == "flux":
         told = opened(folder, prompt=PROMPT, cfg_scale=3.0, distilled_scale=1.5).images(INDICES)
         assert off(told, sampled(pipeline, x, 3.0, guidance_scale=1.5)) <= 1 and differs(images, told)
     assert_same_files(theirs, folder, tmp_path / "back")
+
+
+def assert_command(folder, tmp_path, image):
+    """sample.py makes the same picture of a prompt from a file."""
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text(f"a dog\n{PROMPT}\n")
+    flags = ["--prompts", prompts, "--num", "1", "--batch-size", "8", "--steps", STEPS, "--seed", 3, "--cfg-scale", "3"]
+    sample.main([str(arg) for arg in (folder, "--out", out, *flags)])
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "0001" / "images" / "000000.png")), image)
+    assert len(json.loads((out / "0001" / "info.json").read_text())["reader_sha256"]) == 64
 
 
 def assert_same_files(theirs, folder, back):
@@ -158,18 +175,13 @@ def features(pipeline, texts: Sequence[str], negative=None):
     return {"text_tokens": tokens, "text_pooled": pooled}, {"text_tokens": gone, "text_pooled": gone_pooled}
 
 
-FEATURES = {**small.PIPELINES, "sdxl-empty": lambda: small.sdxl(False), "sd3-no-t5": lambda: small.sd3(False)}
-
-
-@pytest.mark.parametrize("name", FEATURES)
-def test_features_of_encoders(name, tmp_path, monkeypatch, caplog):
-    monkeypatch.setitem(small.PIPELINES, name, FEATURES[name])
-    pipeline, _, folder = saved(name, tmp_path, monkeypatch)
-    trained = opened(folder, prompt=PROMPT)
+def assert_same_features(pipeline, reader, caplog):
+    """The leaves of prompts and of their absence are diffusers', and what is cut is told."""
+    name = type(pipeline).__name__.removesuffix("Pipeline")
     want, away = features(pipeline, PROMPTS)
     with caplog.at_level(logging.WARNING, "jaxdiff"):
-        got = trained.reader.conditions(PROMPTS)
-    gone = dict(trained.reader.away(None, len(PROMPTS)))
+        got = reader.conditions(PROMPTS)
+    gone = reader.away(None, len(PROMPTS))
     for leaves, theirs in ((got, want), (gone, away)):
         for leaf, array in theirs.items():
             array = array.float().numpy()
@@ -178,18 +190,33 @@ def test_features_of_encoders(name, tmp_path, monkeypatch, caplog):
             print(f"{name} {leaf}: {error:.1e}")
             assert error < 1e-4, (leaf, error)
     assert got.keys() - {"size", "guidance_scale"} == want.keys()
-    # Of the last prompt each encoder tells what it has not read, once.
+    # Of the last prompt each kind of encoder tells what it has not read, once.
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("jaxdiff")]
-    read = {"pixart-alpha": {"T5": 119}, "pixart-sigma": {}}.get(name, {"CLIP": 75})
+    read = {"PixArtAlpha": {"T5": 119}, "PixArtSigma": {}}.get(name, {"CLIP": 75})
     assert len(lines) == len(read)
     for kind, words in read.items():
         (line,) = [line for line in lines if line.startswith(kind)]
         assert line.endswith(repr(("dog " * (LONG - words)).strip())), line
 
 
-def test_long_prompts_in_parts(tmp_path, monkeypatch, caplog):
-    _, _, folder = saved("sdxl", tmp_path, monkeypatch)
-    once, twice = (opened(folder, prompt=PROMPT, text_parts=parts).reader for parts in (1, 2))
+def reader_of(folder, width, parts=1):
+    """The reader of diffusers' own folder."""
+    length = RECIPES[json.loads((folder / "model_index.json").read_text())["_class_name"]].length
+    prompts = open_prompts(folder, width, length, parts)
+    return Reader(prompts.encode, prompts.sha256, prompts.empty)
+
+
+@pytest.mark.parametrize(("make", "width"), [(small.sdxl, 12), (small.sd3, 20)])
+def test_pipelines_of_another_kind(make, width, tmp_path, caplog):
+    """SDXL without zeros for the empty prompt, SD 3 without a T5."""
+    pipeline = make(False)
+    pipeline.save_pretrained(tmp_path)
+    assert_same_features(pipeline, reader_of(tmp_path, width), caplog)
+
+
+def test_long_prompts_in_parts(tmp_path, caplog):
+    small.sdxl().save_pretrained(tmp_path)
+    once, twice = (reader_of(tmp_path, 12, parts) for parts in (1, 2))
     words = "dog " * 75
     short, full, empty = (once.conditions([text])["text_tokens"] for text in (PROMPT, words, ""))
     with caplog.at_level(logging.WARNING, "jaxdiff"):
@@ -201,8 +228,16 @@ def test_long_prompts_in_parts(tmp_path, monkeypatch, caplog):
     assert line.endswith("'dog'") and once.sha256 != twice.sha256
 
 
-def test_without_encoders_it_says_so(tmp_path, capsys):
-    small.sd().save_pretrained(tmp_path / "theirs")
+@pytest.fixture(scope="module")
+def sd1(tmp_path_factory):
+    """diffusers' folder of a small Stable Diffusion 1."""
+    folder = tmp_path_factory.mktemp("sd1")
+    small.sd().save_pretrained(folder)
+    return folder
+
+
+def test_without_encoders_it_says_so(sd1, tmp_path, capsys):
+    shutil.copytree(sd1, tmp_path / "theirs")
     shutil.rmtree(tmp_path / "theirs" / "text_encoder")
     convert.main([str(tmp_path / "theirs"), str(tmp_path / "ours")])
     assert "note: without text_encoder prompts are not read" in capsys.readouterr().out
@@ -218,11 +253,11 @@ def test_without_encoders_it_says_so(tmp_path, capsys):
         ({"hidden_size": 16}, "tokens of 16 channels, and the network takes 12"),
     ],
 )
-def test_encoders_that_are_refused(change, says, tmp_path, capsys):
-    small.sd().save_pretrained(tmp_path / "theirs")
+def test_encoders_that_are_refused(change, says, sd1, tmp_path, capsys):
+    shutil.copytree(sd1, tmp_path / "theirs")
     file = tmp_path / "theirs" / "text_encoder" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    capsys.readouterr()  # diffusers' own words
+    capsys.readouterr()  # what diffusers says when it saves
     with pytest.raises(SystemExit):
         convert.main([str(tmp_path / "theirs"), str(tmp_path / "ours")])
     (line,) = capsys.readouterr().err.strip().splitlines()
