@@ -25,6 +25,8 @@ from jaxdiff.sampling.sample import image_keys, initial, sample, sample_and_stat
 SHAPE, D = (4, 4, 1), 16
 STD = 0.5
 N = 1024
+MOST_STEPS = 100
+TWISTED, STEERED = "tds(particles=256, std=0.4)", "fk(particles=1024, std=0.4)"
 TASKS = ("mask(hidden=0.5)", "downsample(factor=2)", "blur(std=0.8)")
 
 
@@ -42,7 +44,9 @@ def mixture():
     return exact.Normals(means, np.stack([covariance, covariance]), np.array([0.6, 0.4]))
 
 
+@functools.cache
 def operator_of(text, shape=SHAPE):
+    """One operator for each text, so that compilations are shared."""
     return value_of(text, OPERATORS, "--operator").on(shape, {})
 
 
@@ -65,11 +69,15 @@ def _run(method, operator, solver, denoise, y, noise, levels):
     return sample_and_state(keys, x, levels, denoise, method(Problem(operator, many, noise), solver))
 
 
-def run(method, operator, y, noise, data, solver=Ancestral(), steps=64, low=0.01):
+def karras(steps, path=paths.Sigma(), low=0.01):
+    """Levels, padded so that one compilation serves all."""
+    return grids.pad(grids.Karras(low, 20.0)(path, steps), MOST_STEPS)
+
+
+def run(method, operator, y, noise, data, solver=Ancestral(), levels=None):
     """(N draws, flattened, the solver's last state)."""
-    levels = grids.Karras(low, 20.0)(paths.Sigma(), steps)
     y, noise = jnp.asarray(y, jnp.float32), jnp.float32(noise)
-    x, state = _run(method, operator, solver, denoiser_of(data), y, noise, levels)
+    x, state = _run(method, operator, solver, denoiser_of(data), y, noise, karras(64) if levels is None else levels)
     return np.asarray(x, np.float64).reshape(N, -1), state
 
 
@@ -123,7 +131,7 @@ def test_posteriors_by_weighing_draws():
 def test_pigdm_is_exact_for_independent_pixels(task, noise):
     data = independent()
     operator, y, truth, _ = problem_of(data, task, noise)
-    x, _ = run(PiGDM(std=STD), operator, y, noise, data, Heun(), steps=32)
+    x, _ = run(PiGDM(std=STD), operator, y, noise, data, Heun(), karras(32))
     mean, share = distances(x, truth)
     assert mean < 0.06 and abs(share - 1) < 0.03
     np.testing.assert_allclose(np.cov(x.T), truth.covariance, atol=0.04)
@@ -149,23 +157,24 @@ def test_ddnm_without_noise_is_exact_for_independent_pixels():
     np.testing.assert_allclose(np.cov(hidden.T), STD**2 * np.eye(hidden.shape[1]), atol=0.05)
 
 
-@pytest.mark.parametrize("name, particles", [("tds", 256), ("fk", 1024)])
-def test_particles_converge_to_the_posterior(name, particles):
+def test_particles_converge_to_the_posterior():
     data, noise = mixture(), 0.3
     operator, y, truth, surprise = problem_of(data, TASKS[0], noise)
-    found = {}
-    for k in (4, particles):
-        method = value_of(f"{name}(particles={k}, std=0.4)", POSTERIORS, "--method")
-        x, state = run(method, operator, y, noise, data, steps=100)
-        means = x.reshape(-1, k, D).mean(1)
-        square = np.mean(np.sum((means - truth.mean) ** 2, 1)) / np.trace(truth.covariance)
-        evidence = np.exp(np.asarray(state.log_evidence, np.float64) - surprise)
-        found[k] = square, x, evidence
-    # Of independent draws it would be 1 / k.
-    assert found[particles][0] < 0.05 and found[particles][0] < found[4][0] / 4
-    mean, share = distances(found[particles][1], truth)
-    assert mean < 0.2 and abs(share - 1) < 0.15
-    assert abs(found[particles][2].mean() - 1) < 0.35
+    scale, square = np.trace(truth.covariance), {}
+    for text in ("tds(particles=4, std=0.4)", TWISTED, STEERED):
+        method = value_of(text, POSTERIORS, "--method")
+        x, state = run(method, operator, y, noise, data, levels=karras(100))
+        means = x.reshape(-1, method.particles, D).mean(1)
+        square[text] = np.mean(np.sum((means - truth.mean) ** 2, 1)) / scale
+        mean, share = distances(x, truth)
+        assert mean < 0.2 and abs(share - 1) < 0.15
+        assert state.log_evidence.shape == (N // method.particles,)
+        # Of 4 chains the mean of these estimates is the same, but a few rare ones are most of it.
+        if method.particles > 4:
+            assert abs(np.mean(np.exp(np.asarray(state.log_evidence, np.float64) - surprise)) - 1) < 0.35
+    # Of independent draws it would be 1 / K.
+    assert square[TWISTED] < 0.05 and square[TWISTED] < square["tds(particles=4, std=0.4)"] / 8
+    assert square[STEERED] < 0.05
 
 
 # What is not, and by how much.
@@ -183,20 +192,23 @@ def test_particles_converge_to_the_posterior(name, particles):
         ("red-diff", 0.8, 0.0, 0.7),
     ],
 )
-@pytest.mark.parametrize("task", TASKS[:2])
-def test_the_others_come_near(method, most, low, high, task):
+def test_the_others_come_near(method, most, low, high):
     data, noise = mixture(), 0.2
-    operator, y, truth, _ = problem_of(data, task, noise)
-    value = value_of(method, POSTERIORS, "--method")
-    x, _ = run(value, operator, y, noise, data)
+    operator, y, truth, _ = problem_of(data, TASKS[0], noise)
+    x, _ = run(value_of(method, POSTERIORS, "--method"), operator, y, noise, data)
     mean, share = distances(x, truth)
     assert mean < most and low <= share < high
     # Nearer than the data without their measurement.
-    assert mean < 0.8 * np.linalg.norm(data.mean - truth.mean) / np.sqrt(np.trace(truth.covariance))
+    assert mean < 0.5 * np.linalg.norm(data.mean - truth.mean) / np.sqrt(np.trace(truth.covariance))
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("method", ["ddrm", "ddnm", "ddnm(eta=0.5)", "diffpir", "daps", "pigdm"])
+@pytest.mark.parametrize(
+    "method, task",
+    [
+        *((method, TASKS[0]) for method in ("ddrm", "ddnm", "diffpir", "daps(std=0.4)", "pigdm(std=0.4)")),
+        *(("ddrm", TASKS[1]), ("ddnm(eta=0.5)", TASKS[1]), ("ddnm", TASKS[2])),
+    ],
+)
 def test_without_noise_the_measurement_is_met(method, task):
     data = mixture()
     operator = operator_of(task)
@@ -205,40 +217,34 @@ def test_without_noise_the_measurement_is_met(method, task):
     found, _ = run(value_of(method, POSTERIORS, "--method"), operator, y, 0.0, data)
     gap = operator.forward(jnp.asarray(found, jnp.float32).reshape(N, *SHAPE)) - y
     # Structures that a blur takes below a hundredth of their size are not looked for.
-    most = 0.03 if method == "pigdm" or "blur" in task else 2e-4
+    most = 0.03 if "pigdm" in method or "blur" in task else 2e-4
     assert np.sqrt(np.mean(np.square(gap))) < most
     assert found.std(0).max() > 0.02 or "blur" in task  # and what is not measured is drawn
 
 
-def test_steps_are_the_same_on_every_path():
-    # Only sigma / alpha matters: the methods with steps of their own, on another path.
+OWN_STEPS = ("ddrm", "ddnm", "diffpir", "daps(std=0.4)", "dps", "pigdm(std=0.4)", TWISTED)
+
+
+@pytest.mark.parametrize("name", OWN_STEPS)
+def test_only_sigma_over_alpha_matters(name):
     data, noise = mixture(), 0.2
-    operator, y, _, _ = problem_of(data, TASKS[1], noise)
-    many = jnp.broadcast_to(jnp.asarray(y, jnp.float32), (8, *y.shape))
-    keys, denoise = image_keys(0, jnp.arange(8)), denoiser_of(data)
-    ratio = np.geomspace(20.0, 0.02, 12)
-    for name in ("ddrm", "ddnm", "dps", "diffpir", "daps", "pigdm", "tds(particles=4)"):
-        method = value_of(name, POSTERIORS, "--method")
-        ends = []
-        for path in (paths.Sigma(), paths.Linear()):
-            levels = grids.from_ratios(path, jnp.asarray(ratio, jnp.float32))
-            x = initial(keys, SHAPE, jax.tree.map(lambda a: a[0], levels))
-            solver = method(Problem(operator, many, jnp.float32(noise)), Ancestral())
-            ends.append(jax.jit(lambda x, levels, solver=solver: sample(keys, x, levels, denoise, solver))(x, levels))
-        np.testing.assert_allclose(ends[0], ends[1], atol=5e-3, err_msg=name)
+    operator, y, _, _ = problem_of(data, TASKS[0], noise)
+    method = value_of(name, POSTERIORS, "--method")
+    ends = [
+        run(method, operator, y, noise, data, levels=karras(12, p, 0.02))[0] for p in (paths.Sigma(), paths.Linear())
+    ]
+    # Where chains are drawn again, rounding may choose another one.
+    far = np.abs(ends[0] - ends[1]).max(axis=1) > 5e-3
+    assert np.mean(far) < (0.05 if name == TWISTED else 1e-9)
 
 
-@pytest.mark.parametrize("name", POSTERIORS)
+@pytest.mark.parametrize("name", [*OWN_STEPS, "red-diff", STEERED])
 def test_all_start_at_pure_noise(name):
     data = mixture()
-    operator, y, _, _ = problem_of(data, TASKS[1], 0.2)
-    levels = grids.UniformT()(paths.Linear(), 12)
+    operator, y, _, _ = problem_of(data, TASKS[0], 0.2)
+    levels = grids.pad(grids.UniformT()(paths.Linear(), 12), MOST_STEPS)
     assert levels.alpha[0] == 0
-    keys = image_keys(0, jnp.arange(16))
-    many = jnp.broadcast_to(jnp.asarray(y, jnp.float32), (16, *y.shape))
-    solver = POSTERIORS[name](Problem(operator, many, jnp.float32(0.2)), Ancestral())
-    x = initial(keys, SHAPE, jax.tree.map(lambda a: a[0], levels))
-    found = jax.jit(lambda x: sample(keys, x, levels, denoiser_of(data), solver))(x)
+    found, _ = run(value_of(name, POSTERIORS, "--method"), operator, y, 0.2, data, levels=levels)
     assert np.isfinite(found).all() and np.abs(found).max() < 5
 
 
@@ -249,14 +255,19 @@ def test_calls_of_the_denoiser_are_counted(name):
     calls = []
 
     def counted(x, cur, nxt):
-        jax.debug.callback(lambda: calls.append(1))
+        calls.append(1)
         return gaussian.from_x0(cur, x, 0.1 * x)
 
     solver = POSTERIORS[name](Problem(operator, jnp.zeros((16, *operator.measured)), jnp.float32(0.2)), Ancestral())
-    x = sample(image_keys(0, jnp.arange(16)), jnp.ones((16, *SHAPE)), levels, counted, solver)
-    jax.block_until_ready(x)
-    jax.effects_barrier()
-    assert len(calls) == solver.nfe(levels) == (25 if name == "daps" else 5)
+    keys, x = image_keys(0, jnp.arange(16)), jnp.ones((16, *SHAPE))
+    if name == "daps":  # whose calls stand in a scan of their own
+        with jax.disable_jit():
+            sample(keys, x, levels, counted, solver)
+        assert len(calls) == solver.nfe(levels) == 25
+    else:
+        state, level = solver.init(x, levels), jax.tree.map(lambda a: a[0], levels)
+        jax.eval_shape(lambda x: solver.step(keys, x, state, level, level, counted), x)
+        assert len(calls) == 1 and solver.nfe(levels) == 5
 
 
 # The parts.
@@ -279,7 +290,7 @@ def test_likelihoods_are_normal_densities(text):
     x0 = np.random.default_rng(0).normal(size=(2, *SHAPE))
     many = jnp.broadcast_to(jnp.asarray(y, jnp.float32), (2, *y.shape))
     problem = Problem(operator, many, jnp.float32(noise))
-    log_p, slope = likelihood(problem, jnp.asarray(x0, jnp.float32), jnp.float32(r))
+    log_p, slope = jax.jit(lambda x0: likelihood(problem, x0, jnp.float32(r)))(jnp.asarray(x0, jnp.float32))
     inverse = np.linalg.inv(r**2 * a @ a.T + noise**2 * np.eye(len(a)))
     miss = y.ravel() - x0.reshape(2, -1) @ a.T
     np.testing.assert_allclose(log_p, -0.5 * np.einsum("bi,ij,bj->b", miss, inverse, miss), rtol=1e-3)
@@ -298,7 +309,7 @@ def test_daps_draws_alike_by_langevin_steps():
     operator, y, truth, _ = problem_of(data, TASKS[1], noise)
     blind = NonLinear(operator.shape, operator.measured, operator.forward, operator.offset)
     method = DAPS(std=STD, ode_steps=2, langevin=60, step=0.2)
-    moments = [distances(run(method, op, y, noise, data, steps=24)[0], truth) for op in (operator, blind)]
+    moments = [distances(run(method, op, y, noise, data, levels=karras(24))[0], truth) for op in (operator, blind)]
     assert abs(moments[0][0] - moments[1][0]) < 0.1 and abs(moments[0][1] - moments[1][1]) < 0.12
 
 
@@ -369,17 +380,21 @@ def test_what_each_method_takes(name):
 
 
 def test_methods_for_any_operator_lower_the_distance():
-    # JPEG of the mixture's pictures: every method that takes it ends nearer to the file than the data are.
-    data, shape = mixture(), SHAPE
-    operator = operator_of("jpeg(quality=60)", shape)
-    x = np.random.default_rng(0).multivariate_normal(data.means[0], data.covariances[0]).reshape(1, *shape)
-    y = np.asarray(operator.forward(jnp.asarray(x, jnp.float32)))[0]
-    plain = np.random.default_rng(1).multivariate_normal(data.mean, data.covariance, N).reshape(N, *shape)
-    before = np.sqrt(np.mean(np.square(operator.forward(jnp.asarray(plain, jnp.float32)) - y)))
-    for name, noise in (("dps", 0.1), ("red-diff", 0.1), ("daps", 0.1), ("tds", 0.1), ("ddnm", 0.0)):
-        found, _ = run(POSTERIORS[name], operator, y, noise, data, steps=32)
-        gap = operator.forward(jnp.asarray(found, jnp.float32).reshape(N, *shape)) - y
-        assert np.sqrt(np.mean(np.square(gap))) < 0.6 * before, name
+    # JPEG of the mixture's pictures: methods that take it end nearer to the file than the data are.
+    data = mixture()
+    operator = operator_of("jpeg(quality=60)")
+    forward = jax.jit(operator.forward)
+    rng = np.random.default_rng(0)
+    x = rng.multivariate_normal(data.means[0], data.covariances[0]).reshape(1, *SHAPE)
+    y = np.asarray(forward(jnp.asarray(x, jnp.float32)))[0]
+
+    def distance(x):
+        return np.sqrt(np.mean(np.square(forward(jnp.asarray(x, jnp.float32).reshape(N, *SHAPE)) - y)))
+
+    before = distance(rng.multivariate_normal(data.mean, data.covariance, N))
+    for text, noise in (("dps", 0.1), ("daps(langevin=10)", 0.1), ("ddnm", 0.0)):
+        method = value_of(text, POSTERIORS, "--method")
+        assert distance(run(method, operator, y, noise, data, levels=karras(16))[0]) < 0.6 * before, text
 
 
 @pytest.mark.parametrize(
