@@ -113,10 +113,11 @@ def reconstructions(
         cond, negative = trained.conditions(numbers)
         if trained.label is None and trained.settings.prompt is None:
             cond = absent(cond)  # nobody has said what these images show
-        inputs = shard_batch(mesh, {"index": numbers, "image": images[numbers], "cond": cond, "negative": negative})
+        told, away = shard_batch(mesh, cond), shard_batch(mesh, negative)
+        inputs = shard_batch(mesh, {"index": numbers, "image": images[numbers]})
         made = []
         for seed in seeds:
-            rest = (inputs["image"], levels, inputs["cond"], trained.scales, inputs["negative"])
+            rest = (inputs["image"], levels, told, trained.scales, away)
             with jax.set_mesh(mesh):
                 made.append(to_host(run(trained.weights, jnp.int32(seed), inputs["index"], *rest)))
         yield part, [rebuilt[: part.stop - part.start] for rebuilt in made]
