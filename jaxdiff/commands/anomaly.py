@@ -112,7 +112,8 @@ def reconstructions(
         numbers = np.resize(np.arange(part.start, part.stop, dtype=np.int32), size)
         cond, negative = trained.conditions(numbers)
         if trained.label is None and trained.settings.prompt is None:
-            cond = absent(cond)  # nobody has said what these images show
+            # Nobody has said what these images show.
+            cond = absent({name: jnp.asarray(leaf) for name, leaf in cond.items()})
         told, away = shard_batch(mesh, cond), shard_batch(mesh, negative)
         inputs = shard_batch(mesh, {"index": numbers, "image": images[numbers]})
         made = []
@@ -233,7 +234,7 @@ def write(
     if opened.label is not None:
         arrays["label"] = opened.label
     whole = io.BytesIO()
-    np.savez_compressed(whole, **arrays)
+    np.savez_compressed(whole, **arrays)  # pyright: ignore[reportArgumentType]
     write_whole(out / "maps.npz", whole.getvalue())
     pictures = heat(found.maps)
     order = np.argsort(found.scores["mae"], kind="stable")
