@@ -61,7 +61,8 @@ def levels_from(levels: Level, path: Path, ratio: float) -> Level:
 def from_noise(keys: Keys, x0: Image, levels: Level, denoise: Denoise, solver: Solver) -> Image:
     """x0 noised to the first level and sampled from there: alpha x0 + sigma eps, eps the keys' initial noise."""
     first = jax.tree.map(lambda a: a[0], levels)
-    x = diffuse(first, x0, jnp.zeros_like(x0)) + initial(keys, x0.shape[1:], first)
+    h, w, c = x0.shape[1:]
+    x = diffuse(first, x0, jnp.zeros_like(x0)) + initial(keys, (h, w, c), first)
     return sample(keys, x, levels, denoise, solver)
 
 

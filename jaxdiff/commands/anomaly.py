@@ -112,11 +112,13 @@ def reconstructions(
         numbers = np.resize(np.arange(part.start, part.stop, dtype=np.int32), size)
         cond, negative = trained.conditions(numbers)
         if trained.label is None and trained.settings.prompt is None:
-            cond = absent(cond)  # nobody has said what these images show
-        inputs = shard_batch(mesh, {"index": numbers, "image": images[numbers], "cond": cond, "negative": negative})
+            # Nobody has said what these images show.
+            cond = absent({name: jnp.asarray(leaf) for name, leaf in cond.items()})
+        told, away = shard_batch(mesh, cond), shard_batch(mesh, negative)
+        inputs = shard_batch(mesh, {"index": numbers, "image": images[numbers]})
         made = []
         for seed in seeds:
-            rest = (inputs["image"], levels, inputs["cond"], trained.scales, inputs["negative"])
+            rest = (inputs["image"], levels, told, trained.scales, away)
             with jax.set_mesh(mesh):
                 made.append(to_host(run(trained.weights, jnp.int32(seed), inputs["index"], *rest)))
         yield part, [rebuilt[: part.stop - part.start] for rebuilt in made]
@@ -232,7 +234,7 @@ def write(
     if opened.label is not None:
         arrays["label"] = opened.label
     whole = io.BytesIO()
-    np.savez_compressed(whole, **arrays)
+    np.savez_compressed(whole, **arrays)  # pyright: ignore[reportArgumentType]
     write_whole(out / "maps.npz", whole.getvalue())
     pictures = heat(found.maps)
     order = np.argsort(found.scores["mae"], kind="stable")

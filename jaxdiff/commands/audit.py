@@ -226,7 +226,7 @@ def write(
     arrays |= {f"{m.space}|{name}|p": value.p_values for m in every for name, value in m.compared.items()}
     arrays |= {f"{m.space}|nearest": m.near.index[:, 0] for m in every}
     whole = io.BytesIO()
-    np.savez_compressed(whole, **arrays)
+    np.savez_compressed(whole, **arrays)  # pyright: ignore[reportArgumentType]
     write_whole(out / "audit.npz", whole.getvalue())
     if command.page:
         first, num = every[0], len(samples)

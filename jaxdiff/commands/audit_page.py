@@ -27,7 +27,7 @@ def pairs_page(samples: Sequence[Pair], real: Sequence[Pair], space: str) -> byt
             pair = pairs[column // 2]
             if pair is None:
                 continue
-            image = pair[column % 2]
+            image = pair[1] if column % 2 else pair[0]
             axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
             said = f"{space}: {pair[2]:.3g}" if column % 2 else ""
             axis.set_title("\n".join(t for t in ((heads[column] if row == 0 else ""), said) if t), fontsize=7)

@@ -9,7 +9,6 @@ Bits are kept: float32 has 24, and a value that is written again is stored as it
 import copy
 import io
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,8 @@ from jaxtyping import Float32, Int64
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
-from pydicom.pixels import get_decoder, pixel_array
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 from jaxdiff.data.images import broken
@@ -149,16 +149,12 @@ def unit_of(data: Dataset) -> str:
 
 def shown(data: Dataset, values: Float32[np.ndarray, "h w"]) -> Window:
     """The file's first window, or the range of the values; black for white in MONOCHROME1."""
-    centre, width = (data.get(name) for name in ("WindowCenter", "WindowWidth"))
-    if centre in (None, "") or width in (None, ""):
-        window = range_of(values)
-    else:
-        centre, width = (
-            float(v[0] if isinstance(v, list | tuple | pydicom.multival.MultiValue) else v) for v in (centre, width)
-        )
-        exact = str(data.get("VOILUTFunction", "LINEAR")) != "LINEAR"
-        low, high = (centre - width / 2, centre + width / 2 - (0 if exact else 1))
-        window = Window(low, high) if high > low else range_of(values)
+    centre, width = (first_of(data, name) for name in ("WindowCenter", "WindowWidth"))
+    window = range_of(values)
+    if centre is not None and width is not None:
+        linear = str(data.get("VOILUTFunction", "LINEAR")) == "LINEAR"
+        low, high = centre - width / 2, centre + width / 2 - linear
+        window = Window(low, high) if high > low else window
     return window.swapped if data.PhotometricInterpretation == "MONOCHROME1" else window
 
 
@@ -178,14 +174,13 @@ def derived(
     *,
     anonymous: bool = False,
     rescale: tuple[float, float] | None = None,
-    changes: Mapping[str, object] = {},
 ) -> FileDataset:
     """A new DICOM image of these values (in units), made from the original, whose header it keeps.
 
     Stored as the original is, bits, sign and rescaling alike, so values that came from it come back exactly, others
     to half a step; what its bits cannot hold is clipped. `rescale`: (slope, intercept) in place of its own, with all
     16 bits. `series`: the UID of the new series. `anonymous`: of the header only pixels, units and geometry are kept,
-    with new UIDs. `changes`: further attributes, such as PixelSpacing.
+    with new UIDs.
 
     Raises: ValueError for an original of several frames, or values that are not finite.
     """
@@ -212,12 +207,12 @@ def derived(
         origin.ReferencedSOPClassUID, origin.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID
         made.SourceImageSequence = [origin]
     stored(made, values, rescale)
-    for name, value in changes.items():
-        setattr(made, name, value)
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = made.SOPClassUID, made.SOPInstanceUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    return FileDataset(None, made, preamble=b"\0" * 128, file_meta=meta, is_implicit_VR=False, is_little_endian=True)
+    return FileDataset(
+        io.BytesIO(), made, preamble=b"\0" * 128, file_meta=meta, is_implicit_VR=False, is_little_endian=True
+    )
 
 
 def stored(made: Dataset, values: Float32[np.ndarray, "h w"], rescale: tuple[float, float] | None) -> None:

@@ -82,7 +82,7 @@ def stack(slices: Sequence[Slice], names: Sequence[str]) -> Volume:
     steps = np.diff(places[order])
     if len(steps) and not (steps.min() > 1e-4 and np.ptp(steps) <= 0.01 * np.median(steps) + 1e-3):
         at = int(np.argmax(np.abs(steps - np.median(steps))))
-        pair = " and ".join(names[order[i]] for i in (at, at + 1))
+        pair = " and ".join(names[int(order[i])] for i in (at, at + 1))
         raise ValueError(
             f"{pair} are {steps[at]:.4g} mm apart where others are {np.median(steps):.4g}: some are missing or doubled"
         )

@@ -64,7 +64,8 @@ def _images(
         original = source.files.read(place)
         image = dicom.read_dicom(original, source.files.place(place), frame)
         window = read.shown(image)
-        values = unfit(each[..., None], *image.values.shape, crop)[..., 0] * (abs(window.high - window.low) / 2)
+        height, width = image.values.shape
+        values = unfit(each[..., None], height, width, crop)[..., 0] * (abs(window.high - window.low) / 2)
         step = dicom.step_of(values)
         made = dicom.derived(original, values, series, description, anonymous=anonymous, rescale=step)
         dicom.write(part / f"{index:06d}.dcm", made)

@@ -91,7 +91,7 @@ def read_volume(path: Path) -> Volume:
         raise broken(str(path), error) from error
 
 
-def unit_of(image: nibabel.Nifti1Image) -> str:
+def unit_of(image: nibabel.Nifti1Pair) -> str:
     """What the header says of its values: seldom anything."""
     said = image.header.get("intent_name", b"")
     return bytes(said).split(b"\0")[0].decode("latin-1").strip() if said is not None else ""
@@ -109,18 +109,23 @@ def window_of_file(path: Path) -> Window:
     return range_of(values, OUTLIERS)
 
 
-def load(path: Path) -> nibabel.Nifti1Image:
+def load(path: Path) -> nibabel.Nifti1Pair:
     """The volume, not yet read. Raises: ValueError where it is none, and what nibabel raises."""
     image = nibabel.load(path)
+    if not isinstance(image, nibabel.Nifti1Pair):
+        raise ValueError(f"it is {type(image).__name__}, and NIfTI is read")
+    if image.affine is None:
+        raise ValueError("it has no affine, so nobody knows how it lies in the patient")
     sizes = image.shape
     if len(sizes) < 3 or any(n != 1 for n in sizes[3:]):
         raise ValueError(f"it is {' x '.join(map(str, sizes))}, and volumes of three axes are read: split it first")
-    if np.issubdtype(image.get_data_dtype(), np.complexfloating) or image.get_data_dtype().names:
-        raise ValueError(f"its values are {image.get_data_dtype()}, and real numbers are read")
+    kind = np.dtype(image.get_data_dtype())
+    if kind.kind not in "iuf":
+        raise ValueError(f"its values are {kind}, and real numbers are read")
     return image
 
 
-def orientation_of(image: nibabel.Nifti1Image) -> Int[np.ndarray, "3 2"]:
+def orientation_of(image: nibabel.Nifti1Pair) -> Int[np.ndarray, "3 2"]:
     """For each of the volume's axes, along which of R, A and S it runs most, and whether backwards (-1)."""
     ornt = io_orientation(image.affine)
     if np.isnan(ornt).any():
@@ -128,7 +133,7 @@ def orientation_of(image: nibabel.Nifti1Image) -> Int[np.ndarray, "3 2"]:
     return ornt.astype(np.int64)
 
 
-def in_ras(image: nibabel.Nifti1Image) -> Float32[np.ndarray, "x y z"]:
+def in_ras(image: nibabel.Nifti1Pair) -> Float32[np.ndarray, "x y z"]:
     """All values in units, axes along R, A and S."""
     values = np.asarray(image.dataobj, np.float32)
     return np.ascontiguousarray(apply_orientation(values.reshape(values.shape[:3]), orientation_of(image)))
@@ -151,7 +156,7 @@ def write_like(path: Path, slices: Float32[np.ndarray, "n h w"], plane: Plane, o
     if values.shape != tuple(shape_of(original)):
         raise ValueError(f"slices of a volume {values.shape} do not fit {original}, which is {shape_of(original)}")
     back = ornt_transform(RAS, orientation_of(image))
-    write_nifti(path, apply_orientation(values, back), image.affine)
+    write_nifti(path, apply_orientation(values, back), np.asarray(image.affine))
 
 
 def write_nifti(path: Path, values: Float32[np.ndarray, "x y z"], affine: np.ndarray) -> None:
