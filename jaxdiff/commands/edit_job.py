@@ -1,6 +1,6 @@
 """What `jaxdiff edit` works on once everything is read and checked: batches of pictures, and what comes of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -66,13 +66,16 @@ class Job(NamedTuple):
         return calls * self.windows.count(shape[0] // self.factor, shape[1] // self.factor)
 
 
-def make(job: Job) -> Images:
+Batch = tuple[Int[np.ndarray, "b"], Mapping[str, np.ndarray]]
+"""(numbers of the results, the fields of `Inputs`)."""
+
+
+def make(job: Job, parts: Sequence[Batch]) -> Images:
     """The results, `num` of the first picture, then of the second ...; outside the masks they are the pictures."""
     trained, total = job.trained, len(job.pictures) * job.num
     run = editor(trained.config, trained.guides, job.method, job.windows)
     levels = hosts.place(job.levels, replicated(trained.mesh))
     seed, size, made = jnp.int32(trained.settings.seed), trained.batch_size, []
-    parts = list(batches(job, size))
     for index, batch in tqdm(parts, unit="batch", disable=len(parts) == 1 or not hosts.is_first()):
         words = words_of(job, size)
         given = shard_batch(trained.mesh, {"index": index, **batch})
@@ -99,9 +102,9 @@ def words_of(job: Job, count: int) -> Words:
     return Words(*leaves, job.trained.also(count), words, scale)
 
 
-def batches(job: Job, size: int) -> Iterator[tuple[Int[np.ndarray, "b"], dict[str, np.ndarray]]]:
-    """(numbers of the results, the fields of `Inputs`): batches of `size`, the last filled up with what is left out."""
-    total = len(job.pictures) * job.num
+def batches(job: Job) -> Iterator[Batch]:
+    """The batches of an edit, all of one size: the last is filled up with what is left out again."""
+    total, size = len(job.pictures) * job.num, job.trained.batch_size
     seen = encoded(job, np.stack([picture.image for picture in job.pictures]))
     other = None if job.other is None else encoded(job, job.other.image[None])[0]
     masks = None
