@@ -191,7 +191,7 @@ def enlarged(image: Picture, small: int, side: int) -> UInt8[np.ndarray, "h2 w2 
 def shrunk(mask: Bool[np.ndarray, "n h w"], factor: int) -> Bool[np.ndarray, "n h2 w2"]:
     """The mask of latents: white where any pixel of a latent one is."""
     n, h, w = mask.shape
-    return mask.reshape(n, h // factor, factor, w // factor, factor).any((2, 4))
+    return np.any(mask.reshape(n, h // factor, factor, w // factor, factor), axis=(2, 4))
 
 
 def composited(

@@ -117,7 +117,9 @@ class Trained:
         """What else `count` images shall be, with the weights."""
         found = []
         for text, weight in self.parts:
-            leaves = dict(labels_for(self.config, np.zeros(count, np.int32), -1, self.guides))
+            leaves: dict[str, np.ndarray | jax.Array] = dict(
+                labels_for(self.config, np.zeros(count, np.int32), -1, self.guides)
+            )
             if self.reader is not None:
                 leaves |= self.reader.conditions([text] * count)
             else:
