@@ -143,9 +143,9 @@ def editor(config: Config, guides: Guides, method: Method, windows: Windows | No
         source = wide(denoise_of(plain, Guides(), Weights(weights.main), words.source, scales))
         solver = solver_of(config, denoise_with)
         keys = image_keys(seed, indices)
-        image, *others = inputs
+        asked = (levels, denoise_with(), source, solver)
         together = paired if words.words is not None else None
-        x = method(Task(keys, image, levels, denoise_with(), source, solver, *others, together))
+        x = method(Task(keys, inputs.image, *asked, inputs.mask, inputs.other, inputs.place, together))
         return x if config.latents is not None else to_uint8(x)
 
     return run

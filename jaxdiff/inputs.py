@@ -165,7 +165,7 @@ def prepare(
     return Prepared(image, mask)
 
 
-def fitted(image: Picture, height: int, width: int, fit: Fit) -> Picture:
+def fitted(image: Picture, height: int, width: int, fit: Fit) -> UInt8[np.ndarray, "h2 w2 c"]:
     """The picture at height x width pixels. Raises: ValueError, where `fit` is "none" or "windows", for other sizes."""
     h, w = image.shape[:2]
     if (h, w) == (height, width) or fit in ("none", "windows"):
@@ -183,7 +183,7 @@ def fitted(image: Picture, height: int, width: int, fit: Fit) -> Picture:
     return out
 
 
-def enlarged(image: Picture, small: int, side: int) -> Picture:
+def enlarged(image: Picture, small: int, side: int) -> UInt8[np.ndarray, "h2 w2 c"]:
     """A picture of `small` x `small` pixels at side x side; of another size, or where both are one, as it is."""
     return resize(image, side, side) if small != side and image.shape[:2] == (small, small) else image
 
@@ -191,7 +191,7 @@ def enlarged(image: Picture, small: int, side: int) -> Picture:
 def shrunk(mask: Bool[np.ndarray, "n h w"], factor: int) -> Bool[np.ndarray, "n h2 w2"]:
     """The mask of latents: white where any pixel of a latent one is."""
     n, h, w = mask.shape
-    return mask.reshape(n, h // factor, factor, w // factor, factor).any((2, 4))
+    return np.any(mask.reshape(n, h // factor, factor, w // factor, factor), axis=(2, 4))
 
 
 def composited(

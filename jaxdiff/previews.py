@@ -30,13 +30,15 @@ def first_images(
     """
     run, finish = sampler(config), finish_of(config)
     indices = np.arange(-(-COUNT // share(mesh)) * share(mesh), dtype=np.int32)
-    leaves, away = dict(labels_for(config, indices)), {}
+    leaves: dict[str, np.ndarray | jax.Array] = dict(labels_for(config, indices))
+    away = {}
     if reader is not None:
         leaves |= reader.conditions([captions[int(i) % len(captions)] for i in indices])
         away = reader.away(None, len(indices))
     if config.image_channels:
-        some = validation_batch(config.data, Pictures(config.data, source), range(min(COUNT, len(source))))["source"]
-        leaves["image"] = some[indices % len(some)].astype(np.float32) / 127.5 - 1
+        some = validation_batch(config.data, Pictures(config.data, source), range(min(COUNT, len(source))))
+        assert "source" in some
+        leaves["image"] = some["source"][indices % len(some["source"])].astype(np.float32) / 127.5 - 1
 
     def images(params: Params) -> UInt8[np.ndarray, "n h w c"]:
         levels = levels_of(config, config.objective.path_of(params))

@@ -2,7 +2,7 @@
 
 python scripts/editing_sheets.py OUT [NAME ...]        all sheets, or these, to docs/editing_NAME.png
 
-What is edited are emoji of the embedded set (which the model has seen) and a drawing that it has not. Nothing is
+What is edited are emoji of the embedded set, which the model has seen, and a drawing that it has not. Nothing is
 chosen: the seeds are the commands' own.
 """
 

@@ -115,7 +115,7 @@ def test_fitting():
     padded = prepare(Given("", "", np.zeros((4, 16, 3), np.uint8)), None, 8, "pad").image
     assert padded.shape == (8, 8, 3) and np.all(padded[3:5] == 0) and np.all(padded[:3] == 255)
     wide = given(9, 20)
-    assert prepare(wide, None, 8, "windows").image is wide.image
+    np.testing.assert_array_equal(prepare(wide, None, 8, "windows").image, wide.image)
 
 
 def test_masks_are_fitted_with_their_pictures():

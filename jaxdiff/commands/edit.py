@@ -9,13 +9,14 @@ import time
 from collections.abc import Sequence
 from typing import Annotated
 
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from etils import epath
 from jaxtyping import Int
 
 from jaxdiff import cli
-from jaxdiff.commands.edit_job import Job, Told, before_after, make
+from jaxdiff.commands.edit_job import Job, Told, batches, before_after, make
 from jaxdiff.config import Config
 from jaxdiff.core.cond import absent
 from jaxdiff.editor import check_edit, unguided, with_method
@@ -25,6 +26,7 @@ from jaxdiff.networks.unet import UNet
 from jaxdiff.outputs import prepare_out, write_images
 from jaxdiff.sampler import codec_of
 from jaxdiff.sampling.editing.inversion import Interpolate
+from jaxdiff.sampling.editing.keep import ILVR
 from jaxdiff.sampling.editing.prompt_to_prompt import PromptToPrompt, aligned
 from jaxdiff.sampling.editing.sdedit import Generate
 from jaxdiff.sampling.editing.task import Method
@@ -169,8 +171,11 @@ def leaves_for(trained: Trained, prompt: str | None, label: str | None, flags: s
     if prompt is not None and trained.reader is None:
         raise ValueError(f"prompt {prompt!r} is not allowed: this network knows no texts ({flags})")
     if trained.reader is not None:
-        leaves = trained.reader.conditions([prompt or ""])
-        found |= leaves if prompt is not None else {**absent(leaves), **trained.reader.away(None, 1)}
+        if prompt is not None:
+            found |= trained.reader.conditions([prompt])
+        else:
+            leaves = {name: jnp.asarray(leaf) for name, leaf in trained.reader.conditions([""]).items()}
+            found |= {**absent(leaves), **trained.reader.away(None, 1)}
     return found
 
 
@@ -221,6 +226,9 @@ def open_job(command: Command) -> tuple[Job, list[Given], str]:
     check_edit(config, method, windows)
     told = told_of(command, trained, method)
     files, pictures, other = read_inputs(command, config, factor)
+    if isinstance(method, ILVR):
+        height, width = (s // factor for s in pictures[0].image.shape[:2])
+        method.check_size(height, width)
     levels = method.lay(trained.levels, method.strength if command.strength is None else command.strength)
     codec = codec_of(config, command.settings.tile)
     size = min(command.settings.batch_size, len(pictures) * command.num)
@@ -262,9 +270,10 @@ def info_of(command: Command, job: Job, files: Sequence[Given], name: str) -> di
 def edit(command: Command) -> None:
     """Edits, and writes everything under `command.out`."""
     job, files, name = open_job(command)
+    parts = list(batches(job))  # before anything is written: a codec may lack the half that encodes
     out = prepare_out(command.out)
     started = time.monotonic()
-    results = make(job)
+    results = make(job, parts)
     seconds = time.monotonic() - started
     if not hosts.is_first():
         return

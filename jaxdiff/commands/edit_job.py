@@ -1,12 +1,12 @@
 """What `jaxdiff edit` works on once everything is read and checked: batches of pictures, and what comes of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float32, Int, UInt8
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 from tqdm import tqdm
 
 from jaxdiff import inputs
@@ -66,13 +66,16 @@ class Job(NamedTuple):
         return calls * self.windows.count(shape[0] // self.factor, shape[1] // self.factor)
 
 
-def make(job: Job) -> Images:
+Batch = tuple[Int[np.ndarray, "b"], Mapping[str, np.ndarray]]
+"""(numbers of the results, the fields of `Inputs`)."""
+
+
+def make(job: Job, parts: Sequence[Batch]) -> Images:
     """The results, `num` of the first picture, then of the second ...; outside the masks they are the pictures."""
     trained, total = job.trained, len(job.pictures) * job.num
     run = editor(trained.config, trained.guides, job.method, job.windows)
     levels = hosts.place(job.levels, replicated(trained.mesh))
     seed, size, made = jnp.int32(trained.settings.seed), trained.batch_size, []
-    parts = list(batches(job, size))
     for index, batch in tqdm(parts, unit="batch", disable=len(parts) == 1 or not hosts.is_first()):
         words = words_of(job, size)
         given = shard_batch(trained.mesh, {"index": index, **batch})
@@ -81,38 +84,44 @@ def make(job: Job) -> Images:
             found = to_host(run(trained.weights, seed, index, levels, words, trained.scales, Inputs(**given)))
         made.append(trained.finish(found))
     images = np.concatenate(made)[:total]
-    masks = [picture.mask for picture in job.pictures]
-    if masks[0] is None:
+    masks = masks_of(job)
+    if masks is None:
         return images
     which = np.arange(total) // job.num
     before = np.stack([picture.image for picture in job.pictures])
-    return inputs.composited(images, before[which], np.stack(masks)[which])
+    return inputs.composited(images, before[which], masks[which])
 
 
 def words_of(job: Job, count: int) -> Words:
     """What a batch is told, spread over the devices."""
-    *parts, words = job.told
-    leaves = [part and shard_batch(job.trained.mesh, repeated(part, count)) for part in parts]
-    if words is not None:
-        words = shard_batch(job.trained.mesh, repeated({"words": words}, count))["words"]
-    scale = None if job.image_scale is None else jnp.float32(job.image_scale)
-    return Words(*leaves, job.trained.also(count), words, scale)
+
+    def spread(leaves: Leaves) -> dict[str, jax.Array]:
+        return shard_batch(job.trained.mesh, {name: np.repeat(leaf, count, axis=0) for name, leaf in leaves.items()})
+
+    told, scale = job.told, job.image_scale
+    return Words(
+        spread(told.target),
+        spread(told.source),
+        None if told.negative is None else spread(told.negative),
+        job.trained.also(count),
+        None if told.words is None else spread({"words": told.words})["words"],
+        None if scale is None else jnp.float32(scale),
+    )
 
 
-def batches(job: Job, size: int) -> Iterator[tuple[Int[np.ndarray, "b"], dict[str, np.ndarray]]]:
-    """(numbers of the results, the fields of `Inputs`): batches of `size`, the last filled up with what is left out."""
-    total = len(job.pictures) * job.num
+def batches(job: Job) -> Iterator[Batch]:
+    """The batches of an edit, all of one size: the last is filled up with what is left out again."""
+    total, size = len(job.pictures) * job.num, job.trained.batch_size
     seen = encoded(job, np.stack([picture.image for picture in job.pictures]))
     other = None if job.other is None else encoded(job, job.other.image[None])[0]
-    masks = None
-    if job.pictures[0].mask is not None:
-        masks = inputs.shrunk(np.stack([picture.mask for picture in job.pictures]), job.factor)[..., None]
+    masks = masks_of(job)
+    small = None if masks is None else inputs.shrunk(masks, job.factor)[..., None].astype(np.float32)
     for first in range(0, total, size):
         index = np.arange(first, first + size, dtype=np.int32)
         which = np.minimum(index, total - 1) // job.num
         fields = {"image": seen[which]}
-        if masks is not None:
-            fields["mask"] = masks[which].astype(np.float32)
+        if small is not None:
+            fields["mask"] = small[which]
         if other is not None:
             fields["other"] = np.broadcast_to(other, fields["image"].shape)
             fields["place"] = places(job.num)[index % job.num]
@@ -131,9 +140,10 @@ def encoded(job: Job, images: Images) -> Float[np.ndarray, "n h2 w2 c2"]:
     return units if codec is None else np.concatenate([np.asarray(codec.encode(jnp.asarray(x[None]))) for x in units])
 
 
-def repeated(leaves: Leaves, count: int) -> dict[str, np.ndarray]:
-    """The one row of each leaf, `count` times."""
-    return {name: np.repeat(np.asarray(leaf), count, axis=0) for name, leaf in leaves.items()}
+def masks_of(job: Job) -> Bool[np.ndarray, "n h w"] | None:
+    """The masks of the pictures, None where they have none."""
+    masks = [picture.mask for picture in job.pictures if picture.mask is not None]
+    return np.stack(masks) if masks else None
 
 
 def before_after(job: Job, results: Images) -> UInt8[np.ndarray, "H W c"]:

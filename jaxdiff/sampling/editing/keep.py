@@ -41,15 +41,10 @@ def outside(mask: Mask) -> Merge:
 
 
 def low_frequencies(factor: int) -> Merge:
-    """The means over blocks of `factor` x `factor` pixels are y's.
-
-    Raises: ValueError, when it is used, where the factor does not divide the sides.
-    """
+    """The means over blocks of `factor` x `factor` pixels are y's; `factor` must divide the sides."""
 
     def low(x: Image) -> Image:
         b, h, w, c = x.shape
-        if h % factor or w % factor:
-            raise ValueError(f"factor = {factor} does not divide pictures of {w} x {h} (--method)")
         blocks = x.reshape(b, h // factor, factor, w // factor, factor, c)
         return jnp.broadcast_to(blocks.mean((2, 4), keepdims=True), blocks.shape).reshape(x.shape)
 
@@ -122,10 +117,16 @@ class ILVR:
                 f"factor = {self.factor}, until = {self.until} are not allowed: at least 1 and 0 (--method)"
             )
 
+    def check_size(self, height: int, width: int) -> None:
+        """Raises: ValueError where blocks do not fill pictures of this size."""
+        if height % self.factor or width % self.factor:
+            raise ValueError(f"factor = {self.factor} does not divide pictures of {width} x {height} (--method)")
+
     def lay(self, levels: Level, strength: float) -> Level:
         return tail(levels, strength)
 
     def __call__(self, task: Task) -> Image:
+        self.check_size(*task.image.shape[1:3])
         return kept(task, task.solver, low_frequencies(self.factor), self.until)
 
     def nfe(self, solver: Solver, levels: Level) -> int | None:

@@ -55,7 +55,8 @@ class Generate:
         return tail(levels, strength)
 
     def __call__(self, task: Task) -> Image:
-        x = initial(task.keys, task.image.shape[1:], first(task.levels))
+        _, height, width, channels = task.image.shape
+        x = initial(task.keys, (height, width, channels), first(task.levels))
         return sample(task.keys, x, task.levels, task.denoise, task.solver)
 
     def nfe(self, solver: Solver, levels: Level) -> int | None:

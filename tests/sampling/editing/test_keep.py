@@ -9,7 +9,7 @@ from jaxdiff.core import grids, paths
 from jaxdiff.core.types import Level
 from jaxdiff.sampling.ddim import DDIM
 from jaxdiff.sampling.dpm_solver import DPMSolverPP
-from jaxdiff.sampling.editing.keep import ILVR, Keep, Replace, low_frequencies, outside
+from jaxdiff.sampling.editing.keep import ILVR, Keep, Replace, outside
 from jaxdiff.sampling.editing.task import Task
 from jaxdiff.sampling.heun import Heun
 from jaxdiff.sampling.sample import image_keys, normal, sample, trajectory
@@ -79,7 +79,7 @@ def test_ilvr_keeps_the_low_frequencies(factor, wild):
 
 def test_what_cannot_be_is_refused(wild):
     with pytest.raises(ValueError, match=r"factor = 3 .*8 x 8"):
-        low_frequencies(3)(IMAGE, IMAGE)
+        ILVR(3)(task(wild(0.0), DDIM()))
     with pytest.raises(ValueError, match="--method"):
         ILVR(0)
     with pytest.raises(ValueError, match="--mask"):
