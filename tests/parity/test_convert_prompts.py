@@ -44,9 +44,17 @@ def saved(name, tmp_path, monkeypatch):
     pipeline.set_progress_bar_config(disable=True)
     theirs, folder = tmp_path / "theirs", tmp_path / "ours"
     pipeline.save_pretrained(theirs)
+    # Each of the ways in which the files of texts were published.
     if name == "sdxl":
         for tokenizer in ("tokenizer", "tokenizer_2"):
             as_published(theirs / tokenizer)
+    if name == "sd2":
+        (theirs / "text_encoder" / "model.safetensors").unlink()
+        torch.save(pipeline.text_encoder.state_dict(), theirs / "text_encoder" / "pytorch_model.bin")
+    if name == "flux":
+        (theirs / "text_encoder_2" / "model.safetensors").unlink()
+        pipeline.text_encoder_2.save_pretrained(theirs / "text_encoder_2", max_shard_size="9KB")
+        assert len(list((theirs / "text_encoder_2").glob("model-0000*.safetensors"))) > 1
     convert.main([str(theirs), str(tmp_path / "first")])
     (tmp_path / "first").rename(folder)
     return pipeline, theirs, folder
@@ -234,6 +242,22 @@ def sd1(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sd1")
     small.sd().save_pretrained(folder)
     return folder
+
+
+def test_parts_that_are_left_out_are_named_no_more(sd1, tmp_path):
+    """What checks pictures, and is not converted; the folder opens in diffusers without it."""
+    shutil.copytree(sd1, tmp_path / "theirs")
+    index = json.loads((sd1 / "model_index.json").read_text())
+    index |= {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"], "requires_safety_checker": True}
+    (tmp_path / "theirs" / "model_index.json").write_text(json.dumps(index))
+    for part in ("text_encoder/flax_model.msgpack", "text_encoder/model.fp16.safetensors"):  # other kinds of weights
+        (tmp_path / "theirs" / part).write_bytes(b"x")
+    convert.main([str(tmp_path / "theirs"), str(tmp_path / "ours")])
+    encoder = tmp_path / "ours" / "text" / "text_encoder"
+    assert sorted(file.name for file in encoder.iterdir()) == ["config.json", "model.safetensors"]
+    convert.main([str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "diffusers"])
+    again = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "back")
+    assert again.safety_checker is None and again.tokenizer("a cat").input_ids == clip_tokenizer()("a cat").input_ids
 
 
 def test_without_encoders_it_says_so(sd1, tmp_path, capsys):
