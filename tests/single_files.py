@@ -1,12 +1,13 @@
 """Small pipelines of random weights, and their tensors by the names of the original programs' single files."""
 
 import re
+from typing import Any
 
 import diffusers
 import torch
 import transformers
 
-TEXT = dict(
+TEXT: dict[str, Any] = dict(
     hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=1, vocab_size=40,
     max_position_embeddings=12, projection_dim=64, bos_token_id=0, eos_token_id=2,
 )  # fmt: skip

@@ -49,12 +49,13 @@ def clip_part(arrays: Arrays, where: str, activation: str, projected: bool) -> T
     """
     arrays = {name: array for name, array in arrays.items() if not SILENT.fullmatch(name)}
     blocks = _blocks(arrays, r"text_model\.encoder\.layers\.(\d+)\.")
-    names = ("text_model.embeddings.token_embedding.weight", "text_model.embeddings.position_embedding.weight")
-    json = _json(*(_shape(arrays, where, name) for name in names), blocks, activation, projected)
+    tokens = _shape(arrays, where, "text_model.embeddings.token_embedding.weight")
+    positions = _shape(arrays, where, "text_model.embeddings.position_embedding.weight")
+    json = _json(tokens, positions, blocks, activation, projected)
     if not projected:
         arrays = {name: array for name, array in arrays.items() if name != PROJECTION}
     elif PROJECTION not in arrays:
-        arrays = {**arrays, PROJECTION: np.eye(_shape(arrays, where, names[0])[1], dtype=np.float32)}
+        arrays = {**arrays, PROJECTION: np.eye(tokens[1], dtype=np.float32)}
     shapes = _shapes(json, blocks, projected)
     return TextPart(_class(projected), json, pieced(arrays, {name: Piece(name) for name in shapes}, shapes, where))
 
@@ -71,8 +72,8 @@ def open_clip_part(arrays: Arrays, where: str, projected: bool) -> TextPart:
     if not projected:
         last = f"transformer.resblocks.{blocks}."
         arrays = {n: array for n, array in arrays.items() if not n.startswith(last) and n != "text_projection"}
-    sizes = (_shape(arrays, where, name) for name in ("token_embedding.weight", "positional_embedding"))
-    json = _json(*sizes, blocks, "gelu", projected)
+    tokens, positions = (_shape(arrays, where, name) for name in ("token_embedding.weight", "positional_embedding"))
+    json = _json(tokens, positions, blocks, "gelu", projected)
     pieces = {
         "text_model.embeddings.token_embedding.weight": Piece("token_embedding.weight"),
         "text_model.embeddings.position_embedding.weight": Piece("positional_embedding"),
