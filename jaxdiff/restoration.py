@@ -117,7 +117,15 @@ def open_run(workdir: epath.PathLike, settings: Settings) -> Trained:
     if settings.cfg_scale is None and not is_told(settings):
         settings = dataclasses.replace(settings, cfg_scale=1.0)
     trained = open_trained(workdir, settings)
-    config = trained.config
+    check_run(trained.config, settings)
+    return trained
+
+
+def check_run(config: Config, settings: Settings) -> None:
+    """Refuses guidance that remembers, and a network that must be told what a picture shows and is not.
+
+    Raises: ValueError.
+    """
     if momentum_of(config):
         raise ValueError("momentum of guidance is not allowed here (--guidance)")
     objective = config.objective
@@ -126,7 +134,6 @@ def open_run(workdir: epath.PathLike, settings: Settings) -> Trained:
         raise ValueError(
             "this network was trained with conditions alone (drop = 0): say what the picture shows (--label, --prompt)"
         )
-    return trained
 
 
 def is_told(settings: Settings) -> bool:
