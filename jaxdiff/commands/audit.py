@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, cast
 
 import numpy as np
 import tyro
@@ -183,9 +183,8 @@ def audit(command: Command) -> dict[str, object]:
     every = [measure(command, space, sets, kept["images"], real, own) for space in spaces]
     first = every[0]
     closest = np.argsort(first.figures["distance"][:num], kind="stable")[: command.pairs]
-    failed = [
-        f"{m.space} {test}" for m in every for test in copies.failed(m.compared, 1 - (1 - command.level) / len(every))
-    ]
+    level = 1 - (1 - command.level) / len(every)
+    failed = [f"{m.space} {test}" for m in every for test in copies.failed(m.compared, level)]
     # A training image is one, whatever chance says of it.
     failed += [f"{m.space}: {m.identical} identical" for m in every if m.space == PIXELS and m.identical]
     record: dict[str, object] = {
@@ -294,7 +293,8 @@ def main(args: Sequence[str]) -> None:
         record = audit(command)
         if hosts.is_first():
             print(table(record))
-            print("\n".join(f"too near: {test}" for test in record["failed"]) or "nothing is nearer than chance allows")
+            said = "\n".join(f"too near: {test}" for test in cast(list[str], record["failed"]))
+            print(said or "nothing is nearer than chance allows")
             print(json.dumps(record))
     if record["copies"]:
         raise SystemExit(COPIES_FOUND)
