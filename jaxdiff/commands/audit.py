@@ -2,7 +2,8 @@
 
 DIR is a run or a model, which is sampled, or a folder, .zip or .npz of images. Each sample's nearest training images
 are compared with those of real images that were not trained on, in pixels and, with --features, in a network's
-features. Ends with 0 where nothing is nearer than chance allows, 3 where something is, 2 after a mistake.
+features. Ends with 0 where nothing is nearer than chance allows, 3 where something is or a sample is a training image
+to the bit, 2 after a mistake.
 
 audit.json has the figures, audit.npz those of every sample, audit.png the closest pairs: it shows training images, so
 keep it where they may be seen, or leave it out with --no-page.
@@ -13,7 +14,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, cast
 
 import numpy as np
 import tyro
@@ -133,6 +134,8 @@ class Measured(NamedTuple):
     figures: dict[str, Float[np.ndarray, "n"]]
     """distance and relative, of each image."""
     compared: dict[str, copies.Comparison]
+    identical: int
+    """Samples at no distance from a training image."""
 
 
 def measure(
@@ -151,9 +154,8 @@ def measure(
     found = copies.distances(near, samples[0].size if space.name == PIXELS else 1)
     figures = {"distance": found[:, 0], "relative": copies.relative(found)}
     how = (command.quantile, command.level, command.settings.seed)
-    return Measured(
-        space.name, near, figures, {name: copies.compare(v[:num], v[num:], *how) for name, v in figures.items()}
-    )
+    compared = {name: copies.compare(v[:num], v[num:], *how) for name, v in figures.items()}
+    return Measured(space.name, near, figures, compared, int(np.sum(near.squared[:num, 0] == 0)))
 
 
 def audit(command: Command) -> dict[str, object]:
@@ -181,11 +183,15 @@ def audit(command: Command) -> dict[str, object]:
     every = [measure(command, space, sets, kept["images"], real, own) for space in spaces]
     first = every[0]
     closest = np.argsort(first.figures["distance"][:num], kind="stable")[: command.pairs]
+    level = 1 - (1 - command.level) / len(every)
+    failed = [f"{m.space} {test}" for m in every for test in copies.failed(m.compared, level)]
+    # A training image is one, whatever chance says of it.
+    failed += [f"{m.space}: {m.identical} identical" for m in every if m.space == PIXELS and m.identical]
     record: dict[str, object] = {
-        "copies": any(copies.are_copies(list(m.compared.values()), command.level) for m in every),
+        "copies": bool(failed),
+        "failed": failed,
         "figures": {
-            m.space: {name: described(value) for name, value in m.compared.items()}
-            | {"identical": int(np.sum(m.near.squared[:num, 0] == 0))}
+            m.space: {name: described(value) for name, value in m.compared.items()} | {"identical": m.identical}
             for m in every
         },
         "n": num,
@@ -287,6 +293,8 @@ def main(args: Sequence[str]) -> None:
         record = audit(command)
         if hosts.is_first():
             print(table(record))
+            said = "\n".join(f"too near: {test}" for test in cast(list[str], record["failed"]))
+            print(said or "nothing is nearer than chance allows")
             print(json.dumps(record))
     if record["copies"]:
         raise SystemExit(COPIES_FOUND)

@@ -21,6 +21,7 @@ Source: arXiv:2301.13188, Sec. 5.1 (the relative figure, alpha, k = 50); arXiv:2
 Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005 (p_i).
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -105,7 +106,12 @@ def check_quantile(quantile: float, m: int) -> int:
     return most
 
 
-def are_copies(comparisons: list[Comparison], level: float) -> bool:
-    """Whether any of the tests fails: of fresh draws at most a share 1 - level does (Bonferroni)."""
-    tests = [p for c in comparisons for p in (c.p_share, c.p_closer)]
-    return min(tests) < (1 - level) / len(tests)
+def failed(compared: Mapping[str, Comparison], level: float) -> list[str]:
+    """The tests that fail, by the figure's name and what is too high: of fresh draws, with a probability of at most
+    1 - level, any does (Bonferroni)."""
+    tests = {f"{name}: {what}": p for name, c in compared.items() for what, p in _tests(c).items()}
+    return [name for name, p in tests.items() if p < (1 - level) / len(tests)]
+
+
+def _tests(c: Comparison) -> dict[str, float]:
+    return {"share flagged": c.p_share, "held-out above samples": c.p_closer}

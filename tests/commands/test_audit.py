@@ -53,6 +53,7 @@ def test_copies_are_found_and_shown(capsys, sets, tmp_path):
     record = run(capsys, sets / "copied.npz", *against(sets), "--out", tmp_path / "out", code=3)
     found = record["figures"]["pixels"]
     assert record["copies"] and found["identical"] == 12 and found["distance"]["p_share"] < 1e-3
+    assert record["failed"][-1] == "pixels: 12 identical" and "pixels distance: share flagged" in record["failed"]
     assert [c["distance"] for c in record["closest"]] == [0] * 8
     assert {c["training image"] for c in record["closest"]} <= set(range(0, 150, 13))
     assert all(c["sample"] >= 48 and c["p"] == 0.01 for c in record["closest"])
@@ -71,6 +72,15 @@ def test_fresh_draws_pass(capsys, sets, tmp_path):
     )
     assert found["closer"]["low"] < 0.5 < found["closer"]["high"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["audit.json", "audit.npz"]
+
+
+def test_a_single_copy_is_enough(capsys, sets, tmp_path):
+    images = np.load(sets / "fresh.npz")["images"]
+    images[7] = np.load(sets / "train.npz")["images"][99]
+    np.savez(tmp_path / "one.npz", images=images)
+    record = run(capsys, tmp_path / "one.npz", *against(sets), "--out", tmp_path / "out", code=3)
+    assert record["failed"] == ["pixels: 1 identical"]
+    assert (record["closest"][0]["sample"], record["closest"][0]["training image"]) == (7, 99)
 
 
 def test_order_blocks_and_batches_do_not_matter(capsys, sets, tmp_path, monkeypatch):

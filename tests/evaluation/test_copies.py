@@ -24,7 +24,7 @@ def test_copies_are_all_flagged():
         compared = copies.compare(found[name], real[name], 0.05, 0.99)
         assert compared.flagged.all() and compared.share.value == 1 and compared.closer.value == 1
         assert compared.p_share < 1e-6 and compared.p_closer < 1e-6
-        assert copies.are_copies([compared], 0.99)
+        assert copies.failed({name: compared}, 0.99) == [f"{name}: share flagged", f"{name}: held-out above samples"]
 
 
 def test_a_few_copies_among_many_are_found():
@@ -55,7 +55,8 @@ def test_false_alarms_are_as_rare_as_is_said():
     for seed in range(100):
         train, held, made = (drawn(3 * seed + i, n, 3) for i, n in enumerate((40, 60, 50)))
         real, found = figures(held, train, 5), figures(made, train, 5)
-        alarms += copies.are_copies([copies.compare(found[k], real[k], 0.1, 0.9, count=2) for k in real], 0.9)
+        compared = {name: copies.compare(found[name], real[name], 0.1, 0.9, count=2) for name in real}
+        alarms += bool(copies.failed(compared, 0.9))
     assert alarms <= 10 + 4 * 3
 
 
