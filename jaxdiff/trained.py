@@ -113,7 +113,7 @@ class Trained:
         away = self.settings.negative_prompt
         return {**cond, **texts}, {} if away is None else self.reader.conditions([away] * len(indices))
 
-    def also(self, count: int) -> list[tuple[Leaves, jax.Array]]:
+    def also(self, count: int) -> list[tuple[dict[str, jax.Array], jax.Array]]:
         """What else `count` images shall be, with the weights."""
         found = []
         for text, weight in self.parts:
