@@ -121,21 +121,17 @@ def inpaint(out: Path) -> list[Row]:
 
 def words(out: Path) -> list[Row]:
     rows = []
-    for source, target in (
-        ("waving hand", "waving hand: dark skin tone"),
-        ("woman astronaut", "woman astronaut: dark skin tone"),
-        ("red heart", "blue heart"),
+    for source, targets in (
+        ("waving hand", ("waving hand: dark skin tone", "waving hand: light skin tone", "raised fist")),
+        ("woman astronaut", ("woman astronaut: dark skin tone", "man astronaut", "woman firefighter")),
     ):
         image = save(emoji(source), out / f"{source}.png")
         for method in ("ddim-inversion", "ddpm-inversion", "prompt-to-prompt"):
-            args = ("--image", image, "--source-prompt", source, "--prompt", target, "--method", method)
-            made = run(out / f"words {source} {method}", *args, "--num", 4)
-            back = (
-                run(out / f"back {source} {method}", *args[:4], "--method", method, "--num", 1)
-                if method[0] == "d"
-                else []
-            )
-            rows.append((f"{target}: {method}", [read(image), *back, *made]))
+            made = [read(image)]
+            for target in (source, *targets):
+                args = ("--image", image, "--source-prompt", source, "--prompt", target, "--method", method, "--num", 1)
+                made += run(out / f"words {source} {target} {method}", *args)
+            rows.append((f"{source}: {method}", made))
     return rows
 
 
