@@ -114,7 +114,7 @@ class Trained:
         away = self.reader.away(self.settings.negative_prompt, len(indices)) if guided else {}
         return {**cond, **texts}, away
 
-    def also(self, count: int) -> list[tuple[Leaves, jax.Array]]:
+    def also(self, count: int) -> list[tuple[dict[str, jax.Array], jax.Array]]:
         """What else `count` images shall be, with the weights."""
         found = []
         for text, weight in self.parts:

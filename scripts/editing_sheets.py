@@ -59,6 +59,10 @@ def drawing(out: Path) -> Path:
     return save(np.asarray(large.resize((32, 32), Image.Resampling.BOX)), out / "drawing.png")
 
 
+def read(file: Path) -> np.ndarray:
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
 def masked(image: np.ndarray, file: Path) -> np.ndarray:
     """The picture, grey where it is to be made anew."""
     hole = np.asarray(Image.open(file).convert("L"))[..., None] >= 128
@@ -92,15 +96,79 @@ def sheet(name: str, rows: list[Row]) -> None:
 
 
 def strength(out: Path) -> list[Row]:
-    image = drawing(out)
-    rows: list[Row] = []
+    image, rows = drawing(out), []
     for value in (0.3, 0.5, 0.7, 0.9):
         args = ("--image", image, "--prompt", "smiling face with hat", "--strength", value, "--num", 6)
-        rows.append((f"--strength {value}", [np.asarray(Image.open(image)), *run(out / f"strength{value}", *args)]))
+        rows.append((f"--strength {value}", [read(image), *run(out / f"strength{value}", *args)]))
     return rows
 
 
-SHEETS: Mapping[str, Callable[[Path], list[Row]]] = {"strength": strength}
+def inpaint(out: Path) -> list[Row]:
+    rows = []
+    for caption, box in (
+        ("grinning cat", (0, 16, 32, 32)),
+        ("woman astronaut", (6, 2, 26, 16)),
+        ("red heart", (16, 0, 32, 32)),
+    ):
+        image = save(emoji(caption), out / f"{caption}.png")
+        hole = mask(out, f"hole {caption}", *box)
+        for method in ("replace", "repaint(jump=10, times=5)"):
+            args = ("--image", image, "--mask", hole, "--prompt", caption, "--method", method, "--num", 6)
+            made = run(out / f"inpaint {caption} {method.split('(')[0]}", *args)
+            rows.append((f"{caption}: {method.split('(')[0]}", [read(image), masked(read(image), hole), *made]))
+    return rows
+
+
+def words(out: Path) -> list[Row]:
+    rows = []
+    for source, targets in (
+        ("waving hand", ("waving hand: dark skin tone", "waving hand: light skin tone", "raised fist")),
+        ("woman astronaut", ("woman astronaut: dark skin tone", "man astronaut", "woman firefighter")),
+    ):
+        image = save(emoji(source), out / f"{source}.png")
+        for method in ("ddim-inversion", "ddpm-inversion", "prompt-to-prompt"):
+            made = [read(image)]
+            for target in (source, *targets):
+                args = ("--image", image, "--source-prompt", source, "--prompt", target, "--method", method, "--num", 1)
+                made += run(out / f"words {source} {target} {method}", *args)
+            rows.append((f"{source}: {method}", made))
+    return rows
+
+
+def between(out: Path) -> list[Row]:
+    rows = []
+    for first, second in (
+        ("woman astronaut", "man astronaut"),
+        ("grinning face", "grinning cat"),
+        ("red heart", "star"),
+    ):
+        files = [save(emoji(caption), out / f"{caption}.png") for caption in (first, second)]
+        args = ("--image", files[0], "--image2", files[1], "--num", 9)
+        rows.append((f"{first}\nto {second}", [*map(read, files), *run(out / f"between {first}", *args)]))
+    image = drawing(out)
+    for factor in (16, 8, 4):
+        args = ("--image", image, "--method", f"ilvr(factor={factor})", "--num", 6, "--prompt", "face with hat")
+        rows.append((f"ilvr(factor={factor})", [read(image), *run(out / f"ilvr{factor}", *args)]))
+    return rows
+
+
+def wide(out: Path) -> list[Row]:
+    rows = []
+    for prompt in ("red heart", "waving hand: medium skin tone"):
+        args = ("--prompt", prompt, "--num", 1)
+        rows.append((f"--canvas 32 192\n{prompt}", run(out / f"canvas {prompt}", *args, "--canvas", 32, 192)))
+        tile = run(out / f"tile {prompt}", *args, "--canvas", 32, 64, "--seamless")
+        rows.append((f"--canvas 32 64 --seamless\n{prompt}, three times", [np.concatenate(tile * 3, axis=1)]))
+    return rows
+
+
+SHEETS: Mapping[str, Callable[[Path], list[Row]]] = {
+    "strength": strength,
+    "inpaint": inpaint,
+    "words": words,
+    "between": between,
+    "wide": wide,
+}
 
 
 def main(out: Path, *names: str) -> None:

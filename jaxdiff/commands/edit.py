@@ -54,8 +54,9 @@ class Command:
     interpolate, with --canvas generate)."""
     strength: float | None = None
     """Share of the steps that are taken, above 0 to 1: how far the picture may change (by default the method's)."""
-    num: int = 4
-    """Results for each picture; of two pictures the frames from one to the other."""
+    num: int | None = None
+    """Results for each picture, of different noise (by default 4, or 1 where nothing is left to chance); of two
+    pictures the frames from one to the other (8)."""
     source_prompt: str | None = None
     """For the inversions: what the picture shows, in words; --prompt then says what it shall show."""
     source_label: str | None = None
@@ -79,7 +80,7 @@ class Command:
     settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings()
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num < 2**31:
+        if self.num is not None and not 1 <= self.num < 2**31:
             raise ValueError(f"num = {self.num} is not allowed: 1 to {2**31 - 1} (--num)")
         if self.strength is not None and not 0 < self.strength <= 1:
             raise ValueError(f"strength = {self.strength:g} is not allowed: above 0, at most 1 (--strength)")
@@ -231,9 +232,10 @@ def open_job(command: Command) -> tuple[Job, list[Given], str]:
         method.check_size(height, width)
     levels = method.lay(trained.levels, method.strength if command.strength is None else command.strength)
     codec = codec_of(config, command.settings.tile)
-    size = min(command.settings.batch_size, len(pictures) * command.num)
+    num = method.num if command.num is None else command.num
+    size = min(command.settings.batch_size, len(pictures) * num)
     trained = dataclasses.replace(trained, settings=dataclasses.replace(trained.settings, batch_size=size))
-    given = (pictures, other, told, command.num, command.image_scale)
+    given = (pictures, other, told, num, command.image_scale)
     return Job(trained, method, levels, windows, codec, factor, *given), files, name
 
 
@@ -254,7 +256,7 @@ def info_of(command: Command, job: Job, files: Sequence[Given], name: str) -> di
         "workdir": str(command.dir),
         "image": [file.file for file in files],
         "image_sha256": [file.sha256 for file in files],
-        "num": command.num,
+        "num": job.num,
         "method": name,
         "method_fields": {f.name: getattr(job.method, f.name) for f in fields},
         "strength": job.method.strength if command.strength is None else command.strength,

@@ -14,7 +14,12 @@ def absent(cond: Cond) -> Cond:
     }
 
 
-def drop(key: Key[Array, ""] | Key[Array, "b"], cond: Cond, rate: float | Float[Array, ""], apart: float = 0.0) -> Cond:
+def drop(
+    key: Key[Array, ""] | Key[Array, "b"],
+    cond: Cond,
+    rate: float | Float[Array, ""],
+    apart: float | Float[Array, ""] = 0.0,
+) -> Cond:
     """`cond` with each example's whole condition made absent with probability `rate` in [0, 1].
 
     Examples are independent; all leaves of one example go together. With a probability `apart` each, the picture that

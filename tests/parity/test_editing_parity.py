@@ -101,7 +101,7 @@ def test_the_schedule_of_repaint(n, jump, times):
     at = [n - 1]
     for last, t in itertools.pairwise(visited):
         at.append(t - 1 if t < last else last)
-    falls = [at[0]] + [b for a, b, c in zip(at, at[1:], [*at[2:], -2], strict=True) if not a < b < c]
+    falls = [at[0]] + [b for a, b, c in zip(at[:-1], at[1:], [*at[2:], -2], strict=True) if not a < b < c]
     assert [n - 1 - t for t in falls] == places(n, jump, times).tolist()
 
 

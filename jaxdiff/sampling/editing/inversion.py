@@ -118,6 +118,7 @@ class DDIMInversion:
     strength: ClassVar[float] = 1.0
     mask: ClassVar[MaskUse] = "allowed"
     solver: ClassVar[Solver | None] = DDIM()
+    num: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         check_iterations(self.iterations)
@@ -144,6 +145,7 @@ class Interpolate:
     strength: ClassVar[float] = 1.0
     mask: ClassVar[MaskUse] = "none"
     solver: ClassVar[Solver | None] = DDIM()
+    num: ClassVar[int] = 8
 
     def __post_init__(self) -> None:
         check_iterations(self.iterations)

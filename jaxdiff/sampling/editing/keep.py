@@ -87,6 +87,7 @@ class Replace:
     strength: ClassVar[float] = 1.0
     mask: ClassVar[MaskUse] = "needed"
     solver: ClassVar[Solver | None] = None
+    num: ClassVar[int] = 4
 
     def lay(self, levels: Level, strength: float) -> Level:
         return tail(levels, strength)
@@ -110,6 +111,7 @@ class ILVR:
     strength: ClassVar[float] = 1.0
     mask: ClassVar[MaskUse] = "none"
     solver: ClassVar[Solver | None] = None
+    num: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
         if self.factor < 1 or not self.until >= 0:

@@ -80,6 +80,7 @@ class DDPMInversion:
     strength: ClassVar[float] = 0.64
     mask: ClassVar[MaskUse] = "allowed"
     solver: ClassVar[Solver | None] = DDIM(eta=1.0)
+    num: ClassVar[int] = 4
 
     def lay(self, levels: Level, strength: float) -> Level:
         return tail(levels, strength)

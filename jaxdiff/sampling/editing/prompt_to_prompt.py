@@ -63,6 +63,7 @@ class PromptToPrompt:
     strength: ClassVar[float] = 1.0
     mask: ClassVar[MaskUse] = "allowed"
     solver: ClassVar[Solver | None] = DDIM()
+    num: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         check_iterations(self.iterations)

@@ -62,6 +62,7 @@ class RePaint:
     strength: ClassVar[float] = 1.0
     mask: ClassVar[MaskUse] = "needed"
     solver: ClassVar[Solver | None] = None
+    num: ClassVar[int] = 4
 
     def lay(self, levels: Level, strength: float) -> Level:
         return rewound(last_steps(levels, strength), self.jump, self.times)

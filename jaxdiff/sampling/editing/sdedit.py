@@ -31,6 +31,7 @@ class SDEdit:
     strength: ClassVar[float] = 0.6
     mask: ClassVar[MaskUse] = "none"
     solver: ClassVar[Solver | None] = None
+    num: ClassVar[int] = 4
 
     def lay(self, levels: Level, strength: float) -> Level:
         return tail(levels, strength)
@@ -50,6 +51,7 @@ class Generate:
     strength: ClassVar[float] = 1.0
     mask: ClassVar[MaskUse] = "none"
     solver: ClassVar[Solver | None] = None
+    num: ClassVar[int] = 4
 
     def lay(self, levels: Level, strength: float) -> Level:
         return tail(levels, strength)

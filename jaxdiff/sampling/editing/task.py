@@ -51,6 +51,8 @@ class Method(Protocol):
     mask: ClassVar[MaskUse]
     solver: ClassVar[Solver | None]
     """The only solver with which it works; None: the task's."""
+    num: ClassVar[int]
+    """How many results of a picture are usual: 1 where nothing is left to chance."""
 
     def lay(self, levels: Level, strength: float) -> Level:
         """The levels that it visits, made of those of a whole sampling; concrete."""

@@ -56,25 +56,20 @@ class Windows:
     def __call__(self, denoise: Denoise) -> Denoise:
         def believed(x: Image, cur: Level, nxt: Level) -> Estimate:
             rows, columns = self.places(x.shape[1]), self.places(x.shape[2])
-            pairs = [(r, c) for r in range(len(rows)) for c in range(len(columns))]
+            over = jnp.zeros((*x.shape[1:3], 1))
 
-            def window(pair: tuple[Int[Array, "side"], Int[Array, "side"]]) -> Estimate:
-                down, across = pair
-                return denoise(x[:, down[:, None], across], cur, nxt)
+            # Window after window: one program and the memory of one serve any picture.
+            def add(sums: tuple, place: tuple[Int[Array, "side"], Int[Array, "side"]]) -> tuple[tuple, None]:
+                (total, over), (down, across) = sums, place
+                down = down[:, None]
+                part = denoise(x[:, down, across], cur, nxt)
+                total = jax.tree.map(lambda t, p: t.at[:, down, across].add(p), total, part)
+                return (total, over.at[down, across].add(1)), None
 
-            seen = jnp.asarray(rows[[r for r, _ in pairs]]), jnp.asarray(columns[[c for _, c in pairs]])
-            parts = jax.lax.map(window, seen)  # in turn: the memory of one serves any picture
-
-            weight = np.zeros((*x.shape[1:3], 1), np.float32)
-            for r, c in pairs:
-                weight[np.ix_(rows[r], columns[c])] += 1
-
-            def whole(part: Float[Array, "k b side side c"]) -> Image:
-                total = jnp.zeros(x.shape, part.dtype)
-                for i, (r, c) in enumerate(pairs):
-                    total = total.at[:, rows[r][:, None], columns[c]].add(part[i])
-                return total / weight
-
-            return jax.tree.map(whole, parts)
+            shapes = jax.eval_shape(denoise, x[:, : self.side, : self.side], cur, nxt)
+            nothing = jax.tree.map(lambda _: jnp.zeros_like(x), shapes)
+            pairs = np.repeat(rows, len(columns), axis=0), np.tile(columns, (len(rows), 1))
+            (total, over), _ = jax.lax.scan(add, (nothing, over), jax.tree.map(jnp.asarray, pairs))
+            return jax.tree.map(lambda t: t / over, total)
 
         return believed

@@ -63,7 +63,7 @@ def test_nothing_is_put_in_where_levels_rise(wild):
     np.testing.assert_allclose(sample(KEYS, IMAGE, up, wild(0.0), keeps), plain, atol=1e-6)
 
 
-@pytest.mark.parametrize("factor", [1, 2, 4])
+@pytest.mark.parametrize("factor", [2, 8])
 def test_ilvr_keeps_the_low_frequencies(factor, wild):
     made = jax.jit(lambda: ILVR(factor)(task(wild(0.3), DDIM(1.0))))()
 
@@ -73,8 +73,7 @@ def test_ilvr_keeps_the_low_frequencies(factor, wild):
     np.testing.assert_allclose(means(made), means(IMAGE), atol=1e-5)
     free = jax.jit(lambda: ILVR(factor, until=1e6)(task(wild(0.3), DDIM(1.0))))()
     assert jnp.abs(means(free) - means(IMAGE)).max() > 0.1
-    if factor > 1:
-        assert jnp.abs(made - IMAGE).max() > 0.1
+    assert jnp.abs(made - IMAGE).max() > 0.1
 
 
 def test_what_cannot_be_is_refused(wild):

@@ -13,29 +13,34 @@ from jaxdiff.sampling.sample import image_keys, normal
 
 KEYS = image_keys(0, jnp.arange(16))
 IMAGE = jnp.clip(0.5 * normal(image_keys(1, jnp.arange(16)), (8, 8, 2)), -1, 1)
+MASK = jnp.ones((16, 8, 8, 1))
 
 
-def edited(source, target, levels, mask=None, keys=KEYS):
-    task = Task(keys, IMAGE, levels, target, source, DDIM(1.0), mask)
-    return jax.jit(lambda at: DDPMInversion()(task._replace(levels=at)))(levels)
+@pytest.fixture(scope="module")
+def edited(wild):
+    """(shift of the target's denoiser, levels, mask, keys) -> the pictures, edited; the source's shift is 0.4."""
+
+    @jax.jit
+    def run(shift, levels, mask, keys):
+        return DDPMInversion()(Task(keys, IMAGE, levels, wild(shift), wild(0.4), DDIM(1.0), mask))
+
+    return lambda shift, levels, mask=MASK, keys=KEYS: run(shift, grids.pad(levels, 20), mask, keys)
 
 
 @pytest.mark.parametrize("path", [paths.Linear(), paths.LinearVP(), paths.Sigma(20.0)])
 @pytest.mark.parametrize("steps", [1, 3, 12])
-def test_the_picture_comes_back_for_any_denoiser_and_number_of_steps(path, steps, wild):
+def test_the_picture_comes_back_for_any_denoiser_and_number_of_steps(path, steps, edited):
     levels = grids.Karras(0.02, 10.0)(path, steps)
-    np.testing.assert_allclose(edited(wild(0.4), wild(0.4), levels), IMAGE, atol=2e-6)
-    part = DDPMInversion().lay(grids.pad(levels, 20), 0.5)
-    np.testing.assert_allclose(edited(wild(0.4), wild(0.4), part), IMAGE, atol=2e-6)
+    np.testing.assert_allclose(edited(0.4, levels), IMAGE, atol=2e-6)
+    np.testing.assert_allclose(edited(0.4, DDPMInversion().lay(levels, 0.5)), IMAGE, atol=2e-6)
 
 
-def test_other_words_change_it_and_other_keys_change_it_otherwise(wild):
+def test_other_words_change_it_and_other_keys_change_it_otherwise(edited):
     levels = grids.UniformT()(paths.Linear(), 10)
-    made = edited(wild(0.0), wild(1.0), levels)
-    again = edited(wild(0.0), wild(1.0), levels, keys=image_keys(9, jnp.arange(16)))
+    made = edited(1.4, levels)
+    again = edited(1.4, levels, keys=image_keys(9, jnp.arange(16)))
     assert jnp.abs(made - IMAGE).mean() > 0.02 and jnp.abs(made - again).mean() > 0.005
-    mask = jnp.zeros((16, 8, 8, 1)).at[:, :, :4].set(1.0)
-    part = edited(wild(0.0), wild(1.0), levels, mask)
+    part = edited(1.4, levels, MASK.at[:, :, 4:].set(0.0))
     np.testing.assert_allclose(part[:, :, 4:], IMAGE[:, :, 4:], atol=2e-6)
     assert jnp.abs(part[:, :, :4] - IMAGE[:, :, :4]).mean() > 0.02
 

@@ -1,6 +1,6 @@
 """SDEdit: where it starts, and the law of what it makes of normal data."""
 
-import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,6 @@ from jaxdiff.sampling.editing.task import Task, last_steps, tail
 from jaxdiff.sampling.sample import image_keys, initial, sample
 
 KEYS = image_keys(3, jnp.arange(64))
-
-
-def edit(denoise, levels, image, solver, strength):
-    method = SDEdit()
-    laid = method.lay(levels, strength)
-    task = Task(KEYS, image, laid, denoise, denoise, solver)
-    return jax.jit(lambda levels: method(task._replace(levels=levels)))(laid), laid
 
 
 @pytest.mark.parametrize(("strength", "steps"), [(1.0, 50), (0.6, 30), (0.58, 29), (0.031, 1), (0.001, 1)])
@@ -43,16 +36,25 @@ def test_other_strengths_are_refused(strength):
         tail(grids.UniformT()(paths.Linear(), 5), strength)
 
 
+@pytest.fixture(scope="module")
+def of_normal_data(closed_form):
+    """(solver, levels, image) -> what is made of it where data are N(0, 0.5**2)."""
+    denoise = closed_form.denoiser(closed_form.normal(0.0, 0.5))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(solver, levels, image):
+        return SDEdit()(Task(KEYS, image, levels, denoise, denoise, solver))
+
+    return run
+
+
 @pytest.mark.parametrize("path", [paths.Linear(), paths.LinearVP(), paths.Sigma(10.0)])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_the_law_for_normal_data(path, eta, closed_form):
+def test_the_law_for_normal_data(path, eta, of_normal_data):
     s, y, n = 0.5, 0.8, 300
-    start = path.invert(jnp.float32(1.5))
-    fine = jnp.linspace(float(start), 0.0, n + 1)
-    levels = path(fine)
+    levels = path(jnp.linspace(float(path.invert(jnp.float32(1.5))), 0.0, n + 1))
     levels = Level(levels.alpha.at[-1].set(1.0), levels.sigma.at[-1].set(0.0))
-    image = jnp.full((64, 16, 16, 1), y)
-    made, _ = edit(closed_form.denoiser(closed_form.normal(0.0, s)), levels, image, DDIM(eta), 1.0)
+    made = of_normal_data(DDIM(eta), levels, jnp.full((64, 16, 16, 1), y))
     alpha, sigma = (float(a[0]) for a in levels)
     total = alpha**2 * s**2 + sigma**2
     if eta == 0:  # x / std(x) stays along the flow
@@ -63,27 +65,18 @@ def test_the_law_for_normal_data(path, eta, closed_form):
     assert abs(float(made.mean()) - mean) < 0.01 and abs(float(made.std()) / std - 1) < 0.02
 
 
-def test_all_of_the_steps_forget_the_picture(closed_form):
-    denoise = closed_form.denoiser(closed_form.Mixture(jnp.array([-0.6, 0.5]), jnp.float32(0.3), jnp.array([0.4, 0.6])))
-    levels = grids.UniformT()(paths.Linear(), 6)
-    image = jnp.full((64, 4, 4, 1), 0.7)
-    made, _ = edit(denoise, levels, image, DDIM(1.0), 1.0)
-    plain = sample(KEYS, initial(KEYS, (4, 4, 1), Level(levels.alpha[0], levels.sigma[0])), levels, denoise, DDIM(1.0))
+def test_all_of_the_steps_forget_the_picture(of_normal_data, closed_form):
+    levels, image = grids.UniformT()(paths.Linear(), 10), jnp.full((64, 2, 2, 1), 0.7)
+    made, some = (of_normal_data(DDIM(), SDEdit().lay(levels, strength), image) for strength in (1.0, 0.4))
+    x = initial(KEYS, (2, 2, 1), Level(levels.alpha[0], levels.sigma[0]))
+    plain = sample(KEYS, x, levels, closed_form.denoiser(closed_form.normal(0.0, 0.5)), DDIM())
     np.testing.assert_allclose(made, plain, atol=1e-6)
-    some, _ = edit(denoise, levels, image, DDIM(1.0), 0.4)
     assert abs(float(some.mean()) - 0.7) < abs(float(made.mean()) - 0.7)
 
 
-def test_one_compilation_serves_all_strengths(closed_form):
-    method, denoise = SDEdit(), closed_form.denoiser(closed_form.normal(0.0, 0.5))
-    levels = grids.UniformT()(paths.Linear(), 10)
-    run = jax.jit(lambda at, image: method(Task(KEYS, image, at, denoise, denoise, DDIM())))
-    image = jnp.full((64, 2, 2, 1), 0.5)
-    made = [run(method.lay(levels, s), image) for s in (0.2, 0.5, 1.0)]
-    assert run._cache_size() == 1 and method.nfe(DDIM(), method.lay(levels, 0.5)) == 5
-    cut = jax.jit(lambda at: method(Task(KEYS, image, at, denoise, denoise, DDIM())))(last_steps(levels, 0.5))
-    np.testing.assert_allclose(made[1], cut, atol=1e-6)
-
-
-def test_methods_are_values():
-    assert dataclasses.is_dataclass(SDEdit()) and SDEdit() == SDEdit()
+def test_one_compilation_serves_all_strengths(of_normal_data):
+    method, levels, image = SDEdit(), grids.UniformT()(paths.Linear(), 10), jnp.full((64, 2, 2, 1), 0.5)
+    before = of_normal_data._cache_size()
+    made = [of_normal_data(DDIM(), method.lay(levels, s), image) for s in (0.2, 0.5, 1.0)]
+    assert of_normal_data._cache_size() == before + 1 and method.nfe(DDIM(), method.lay(levels, 0.5)) == 5
+    np.testing.assert_allclose(made[1], of_normal_data(DDIM(), last_steps(levels, 0.5), image), atol=1e-6)
