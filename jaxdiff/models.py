@@ -69,7 +69,7 @@ def read_model(folder: epath.PathLike) -> Checkpoint:
         raise ValueError(f"{folder} has {WEIGHTS}, but no {CONFIG} that jaxdiff wrote beside it")
     config = from_json(record["config"])
     assert isinstance(config, Config)
-    config = dataclasses.replace(config, codec=_found(config.codec, folder), text=_found(config.text, folder))
+    config = in_place(config, folder)
     params: Params = {}
     for name, array in safetensors.read(Path(folder / WEIGHTS)).items():
         *modules, leaf = name.split(".")
@@ -121,6 +121,11 @@ def _write(folder: Path, model: Checkpoint, dtype: Dtype) -> None:
     }
     safetensors.write(folder / WEIGHTS, arrays)
     write_json(epath.Path(folder / CONFIG), {"jaxdiff": jaxdiff.__version__} | record)
+
+
+def in_place(config: Config, folder: epath.Path) -> Config:
+    """The config of a model with what it names in the model's folder where that is."""
+    return dataclasses.replace(config, codec=_found(config.codec, folder), text=_found(config.text, folder))
 
 
 def _found(spec: str, folder: epath.Path) -> str:

@@ -26,6 +26,7 @@ from jaxdiff.pretrained import safetensors  # noqa: E402
 from jaxdiff.pretrained.prompts import RECIPES, open_prompts  # noqa: E402
 from jaxdiff.sampling.sample import image_keys, initial  # noqa: E402
 from jaxdiff.settings import Settings  # noqa: E402
+from jaxdiff.starts import further  # noqa: E402
 from jaxdiff.texts import Reader  # noqa: E402
 from jaxdiff.trained import open_trained, with_prompt  # noqa: E402
 
@@ -143,6 +144,7 @@ def assert_command(folder, tmp_path, image):
     sample.main([str(arg) for arg in (folder, "--out", out, *flags)])
     np.testing.assert_array_equal(np.asarray(Image.open(out / "0001" / "images" / "000000.png")), image)
     assert len(json.loads((out / "0001" / "info.json").read_text())["reader_sha256"]) == 64
+    assert further(str(folder)).text == f"published={folder / 'text'}"  # what trains it further reads the same
 
 
 def assert_same_files(theirs, folder, back):
