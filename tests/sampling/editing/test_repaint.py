@@ -61,7 +61,7 @@ def test_resampling_approaches_the_conditional_law(correlated):
         return float(inside.mean()), float(inside.var())
 
     # How often it goes back up is a matter of the levels alone, so one program serves all.
-    laws = {n: law(RePaint(), grids.pad(RePaint(8, n).lay(levels, 1.0), 340)) for n in (1, 3, 10)}
+    laws = {n: law(RePaint(), grids.pad(RePaint(8, n).lay(levels, 1.0), 400)) for n in (1, 3, 10)}
     np.testing.assert_allclose(law(Replace(), levels), laws[1], atol=1e-6)
     errors = [abs(mean - rho * y) for mean, _ in laws.values()]
     assert errors[0] > 0.15 and errors[0] > 2 * errors[1] > 4 * errors[2]

@@ -75,7 +75,7 @@ def test_all_of_the_steps_forget_the_picture(of_normal_data, closed_form):
 
 
 def test_one_compilation_serves_all_strengths(of_normal_data):
-    method, levels, image = SDEdit(), grids.UniformT()(paths.Linear(), 10), jnp.full((64, 2, 2, 1), 0.5)
+    method, levels, image = SDEdit(), grids.UniformT()(paths.Linear(), 10), jnp.full((64, 3, 3, 1), 0.5)
     before = of_normal_data._cache_size()
     made = [of_normal_data(DDIM(), method.lay(levels, s), image) for s in (0.2, 0.5, 1.0)]
     assert of_normal_data._cache_size() == before + 1 and method.nfe(DDIM(), method.lay(levels, 0.5)) == 5
