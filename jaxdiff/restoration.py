@@ -33,8 +33,8 @@ Images = Float[np.ndarray, "n h w c"]
 class Facts(NamedTuple):
     """What a population of particles says besides its pictures; one number a population."""
 
-    log_evidence: Float[Array, "groups"]
-    effective: Float[Array, "groups"]
+    log_evidence: Float[Array | np.ndarray, "groups"]
+    effective: Float[Array | np.ndarray, "groups"]
 
 
 Restorer = Callable[..., tuple[Float[Array, "b h w c"], Facts | None]]

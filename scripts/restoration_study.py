@@ -242,7 +242,7 @@ def sheet(folder: Path, task: Task, methods: list[str]) -> np.ndarray:
             held = np.load(file)
             columns.append(held["mean"])
             std = held["std"]
-    columns += [as_uint8(std / max(float(std.max()), 1e-12)), as_uint8(task.truths[:SHOWN])]
+    columns += [as_uint8(np.asarray(std) / max(float(np.max(std)), 1e-12)), as_uint8(task.truths[:SHOWN])]
     return contact_sheet(np.stack(columns, axis=1).reshape(-1, *task.truths.shape[1:]), columns=len(columns))
 
 
