@@ -96,7 +96,7 @@ class Restoration:
                 deviation,
             )
             images = to_host(self.decode(found))
-        return (images.astype(np.float64) + 1) / 2, None if facts is None else Facts(*map(to_host, facts))
+        return (images.astype(np.float64) + 1) / 2, None if facts is None else jax.tree.map(to_host, facts)
 
     def draws(self, num: int, y: Float[np.ndarray, "..."], noise: float) -> tuple[Images, list[Facts]]:
         """Images 0 to num - 1 of one measurement."""
