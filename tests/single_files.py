@@ -6,10 +6,11 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from small_tokenizers import clip_tokenizer, clip_words
 
 TEXT: dict[str, Any] = dict(
-    hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=1, vocab_size=40,
-    max_position_embeddings=12, projection_dim=64, bos_token_id=0, eos_token_id=2,
+    hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=1, projection_dim=64,
+    vocab_size=len(clip_words()[0]), max_position_embeddings=77, bos_token_id=0, eos_token_id=2,
 )  # fmt: skip
 UNET = {
     "sample_size": 8,
@@ -61,6 +62,30 @@ def clip(activation="quick_gelu", projected=False, layers=2):
     """A small text tower."""
     config = transformers.CLIPTextConfig(**TEXT | {"hidden_act": activation, "num_hidden_layers": layers})
     return filled((transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel)(config))
+
+
+def pipeline(name, unet, vae, texts):
+    """diffusers' pipeline of these parts, as it is published."""
+    steps = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+    pads = {"sd2": {"text_encoder": "!"}}.get(name, {"text_encoder_2": "!"})
+    tokenizers = {
+        part.replace("text_encoder", "tokenizer"): clip_tokenizer(pads.get(part, "<|endoftext|>")) for part in texts
+    }
+    if name == "sdxl":
+        vae.register_to_config(scaling_factor=0.13025)
+        scheduler = diffusers.EulerDiscreteScheduler(**steps, timestep_spacing="leading")
+        return diffusers.StableDiffusionXLPipeline(
+            unet=unet, vae=vae, **texts, **tokenizers, scheduler=scheduler, add_watermarker=False
+        )
+    if name == "sd1":
+        scheduler = diffusers.PNDMScheduler(**steps, skip_prk_steps=True, set_alpha_to_one=False)
+    else:
+        v = {"prediction_type": "v_prediction", "clip_sample": False, "set_alpha_to_one": False}
+        scheduler = diffusers.DDIMScheduler(**steps, **v)
+    return diffusers.StableDiffusionPipeline(
+        unet=unet, vae=vae, **texts, **tokenizers, scheduler=scheduler, safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
 
 
 def state_of(model):
