@@ -213,7 +213,7 @@ def reader_of(folder, width, parts=1):
     """The reader of diffusers' own folder."""
     length = RECIPES[json.loads((folder / "model_index.json").read_text())["_class_name"]].length
     prompts = open_prompts(folder, width, length, parts)
-    return Reader(prompts.encode, prompts.sha256, prompts.empty)
+    return Reader(prompts.encode, prompts.sha256, prompts.ids, prompts.empty)
 
 
 @pytest.mark.parametrize(("make", "width"), [(small.sdxl, 12), (small.sd3, 20)])
