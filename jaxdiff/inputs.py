@@ -73,8 +73,8 @@ def read_picture(file: epath.Path, channels: int, flag: str) -> Given:
     Raises: ValueError for what is no picture, or would lose colours or bits.
     """
     encoded = file.read_bytes()
-    if has_deep_colours(encoded):
-        raise ValueError(f"{file} has colours of 16 bits, which would be cut to 8: save it with 8 bits ({flag})")
+    if has_deep_pixels(encoded):
+        raise ValueError(f"{file} has pixels of 16 bits, which would be cut to 8: save it with 8 bits ({flag})")
     try:
         image = decode(encoded, str(file))
     except BrokenImageError as error:
@@ -86,9 +86,9 @@ def read_picture(file: epath.Path, channels: int, flag: str) -> Given:
     return Given(str(file), hashlib.sha256(encoded).hexdigest(), with_channels(image, channels))
 
 
-def has_deep_colours(encoded: bytes) -> bool:
-    """Whether this is a PNG of 16-bit colours, of which Pillow keeps the upper eight bits."""
-    return encoded[:8] == b"\x89PNG\r\n\x1a\n" and encoded[24:26] in (b"\x10\x02", b"\x10\x06")
+def has_deep_pixels(encoded: bytes) -> bool:
+    """Whether this is a PNG of 16 bits, of whose colours Pillow keeps the upper eight."""
+    return encoded[:8] == b"\x89PNG\r\n\x1a\n" and encoded[24] == 16
 
 
 def read_masks(path: epath.PathLike, pictures: Sequence[Given]) -> list[Mask]:

@@ -82,7 +82,7 @@ def sheet(name: str, rows: list[Row]) -> None:
             left += picture.shape[1] + 2
         top += h
     scale = 2
-    labels = 210
+    labels = 260
     figure, axes = plt.subplots(figsize=((labels + scale * wide) / 100, scale * sum(high) / 100), dpi=100)
     figure.subplots_adjust(left=labels / (labels + scale * wide), right=1, top=1, bottom=0)
     axes.imshow(canvas, interpolation="nearest", aspect="auto")

@@ -249,7 +249,7 @@ def says_nothing(command: Command) -> bool:
 def info_of(command: Command, job: Job, files: Sequence[Given], name: str) -> dict[str, object]:
     """The record of an edit."""
     fields = dataclasses.fields(job.method)  # pyright: ignore[reportArgumentType]
-    said = {"prompt": command.settings.prompt, "source_prompt": command.source_prompt, "label": command.settings.label}
+    said = {"source_prompt": command.source_prompt, "label": command.settings.label}
     said |= {"source_label": command.source_label, "mask": None if command.mask is None else str(command.mask)}
     flags = {"outpaint": list(command.outpaint), "fit": command.fit, "seamless": command.seamless}
     return {
@@ -261,6 +261,7 @@ def info_of(command: Command, job: Job, files: Sequence[Given], name: str) -> di
         "method_fields": {f.name: getattr(job.method, f.name) for f in fields},
         "strength": job.method.strength if command.strength is None else command.strength,
         **job.trained.description(),
+        **({} if job.trained.reader is None else {"prompt": command.settings.prompt}),
         **{key: value for key, value in said.items() if value is not None},
         **flags,
         **({} if job.windows is None else {"windows": dataclasses.asdict(job.windows)}),
