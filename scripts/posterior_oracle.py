@@ -40,7 +40,7 @@ from jaxdiff.sampling.solver import Solver
 
 SIDE, STD, DRAWS, STEPS = 6, 0.5, 2048, 250
 SHAPE = (SIDE, SIDE, 1)
-LOW, HIGH = 0.01, 20.0
+LOW, HIGH = 0.01, 80.0
 NOISES = (0.02, 0.1, 0.5)
 TASKS = {"mask": "mask(hidden=0.5)", "downsample": "downsample(factor=2)", "blur": "blur(std=1.0)"}
 METHODS = {
@@ -51,9 +51,8 @@ METHODS = {
     "diffpir": "diffpir",
     "red-diff": "red-diff",
     "daps": f"daps(std={STD})",
-    "fk, 64": f"fk(particles=64, std={STD})",
-    "tds, 64": f"tds(particles=64, std={STD})",
-    "tds, 1024": f"tds(particles=1024, std={STD})",
+    "fk, 64": "fk(particles=64)",
+    "tds, 64": "tds(particles=64)",
 }
 CONTROLS = ("draws", "DDPM", "Heun")
 SIZES = (1, 4, 16, 64, 256, 1024)
@@ -187,7 +186,7 @@ def convergence(chains: int = 4096, steps: int = 1000) -> list[dict]:
     many = jnp.broadcast_to(jnp.asarray((y * seen).reshape(shape), jnp.float32), (chains, *shape))
     for method in ("tds", "fk"):
         for size in SIZES:
-            value = value_of(f"{method}(particles={size}, std={STD})", POSTERIORS, "--method")
+            value = value_of(f"{method}(particles={size})", POSTERIORS, "--method")
             solver = value(Problem(operator, many, jnp.float32(noise)), Ancestral())
             run = jax.jit(lambda x, solver=solver: sample_and_state(keys, x, levels, exact.of_normals(data), solver))
             found, state = run(x)
