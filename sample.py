@@ -21,13 +21,13 @@ from tqdm import tqdm
 from jaxdiff import cli
 from jaxdiff.names import GRIDS, RULES, SOLVERS
 from jaxdiff.outputs import prepare_out, write_images
-from jaxdiff.sampler import sampler
+from jaxdiff.sampler import check_alone, sampler
 from jaxdiff.settings import Settings
 from jaxdiff.trained import Trained, open_trained, with_prompt
 from jaxdiff.training import hosts
 from jaxdiff.training.contact_sheet import contact_sheet
+from jaxdiff.training.cpu import use_cpu
 from jaxdiff.training.sharding import to_host
-from jaxdiff.training.state import use_every_core
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,8 @@ def trajectory_sheet(trained: Trained, count: int):
     cond, negative = trained.conditions(few)
     seed = jnp.int32(trained.settings.seed)
     with jax.set_mesh(trained.mesh):
-        path = to_host(follow(trained.weights, seed, jnp.asarray(few), trained.levels, cond, trained.scales, negative))
+        told = cond, trained.scales, negative, trained.also(count)
+        path = to_host(follow(trained.weights, seed, jnp.asarray(few), trained.levels, *told))
     path = trained.finish(path)
     chosen = np.unique(np.linspace(0, len(path) - 1, 10).round().astype(int))
     return contact_sheet(path[chosen].swapaxes(0, 1).reshape(-1, *path.shape[2:]), columns=len(chosen))
@@ -103,6 +104,7 @@ def sample(command: Command) -> None:
     """Samples, and writes everything under `command.out`."""
     size = min(command.settings.batch_size, command.num)
     trained = open_trained(command.dir, dataclasses.replace(command.settings, batch_size=size))
+    check_alone(trained.config)
     prompts = None if command.prompts is None else read_prompts(command.prompts)
     out = prepare_out(command.out)
     if prompts is None:
@@ -140,7 +142,7 @@ def main(args: Sequence[str]) -> None:
         named = {"Solvers": SOLVERS, "Grids": GRIDS, "Guidance": RULES}
         words = "\n".join(f"{kind}: {', '.join(table)}." for kind, table in named.items())
         command = cli.parse(Command, "sample.py", args, description=f"{__doc__}\n{words}")
-        use_every_core(command.settings.batch_size // hosts.count())
+        use_cpu(command.settings.batch_size // hosts.count())
         sample(command)
 
 

@@ -15,21 +15,23 @@ import jax.numpy as jnp
 import tyro
 from etils import epath
 
-from jaxdiff import adapters, autoencoders, build, cli, sampler, texts
+from jaxdiff import adapters, autoencoders, build, cli, texts
 from jaxdiff.config import Config, to_json
 from jaxdiff.data import Source, batches, header_of, open_source, open_validation, validation_batches
 from jaxdiff.models import find_model
 from jaxdiff.networks.axes import parameter_axes
 from jaxdiff.objectives.vdm import VDM
 from jaxdiff.presets import PRESETS, preset
+from jaxdiff.previews import first_images
 from jaxdiff.starts import further, open_start
 from jaxdiff.training import hosts
 from jaxdiff.training.checkpoint import open_checkpoints
+from jaxdiff.training.cpu import use_cpu
 from jaxdiff.training.engine import DEVICES, jit_engine, pmap_engine
 from jaxdiff.training.interrupt import Interrupt
 from jaxdiff.training.monitor import Monitor
 from jaxdiff.training.sharding import make_mesh, partition, rows_here, shard_batch
-from jaxdiff.training.state import Purpose, key_for, use_every_core
+from jaxdiff.training.state import Purpose, key_for
 from jaxdiff.training.step import averaged
 from jaxdiff.training.validate import continuous_bits, make_validate
 from jaxdiff.training.workdir import prepare_workdir
@@ -132,7 +134,7 @@ def train(config: Config, workdir: epath.Path) -> None:
     if config.preview_every and rebuilds:
         preview = autoencoders.preview(config, held_out or source)
     elif config.preview_every:
-        preview = sampler.preview(config, mesh, reader, captions)
+        preview = first_images(config, mesh, reader, captions, held_out or source)
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
     shape = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
     if first:
@@ -199,7 +201,7 @@ def train(config: Config, workdir: epath.Path) -> None:
 def main(args: Sequence[str]) -> None:
     with cli.user_errors():
         run = read_command(args)
-        use_every_core(run.config.batch_size // hosts.count())
+        use_cpu(run.config.batch_size // hosts.count())
         train(run.config, run.workdir)
 
 

@@ -26,11 +26,12 @@ from jaxdiff.presets import preset
 from jaxdiff.sampler import Guides, Weights, denoise_of, levels_of, scales_of, to_uint8
 from jaxdiff.sampling.ddim import DDIM
 from jaxdiff.sampling.sample import image_keys, initial, sample
+from jaxdiff.training.cpu import use_cpu
 from jaxdiff.training.ema import Decay
 from jaxdiff.training.engine import jit_engine
 from jaxdiff.training.optim import AdamW, Optim, optimizer
 from jaxdiff.training.sharding import make_mesh, partition, replicated, shard_batch
-from jaxdiff.training.state import Purpose, TrainState, key_for, use_every_core
+from jaxdiff.training.state import Purpose, TrainState, key_for
 from jaxdiff.training.step import init_state, make_step
 
 
@@ -65,7 +66,7 @@ def image_shape(spec: Spec) -> tuple[int, int, int]:
 def make(fields: dict) -> Case:
     """The case of a spec, in a process that has not used its devices yet."""
     spec = spec_of(fields)
-    use_every_core(spec.batch)
+    use_cpu(spec.batch)
     return training(config_of(spec), image_shape(spec)) if spec.task == "train" else sampling_case(spec)
 
 

@@ -19,11 +19,12 @@ from jaxdiff.data import Data, batches, open_source
 from jaxdiff.networks.axes import parameter_axes
 from jaxdiff.presets import preset
 from jaxdiff.training.checkpoint import open_checkpoints
+from jaxdiff.training.cpu import use_cpu
 from jaxdiff.training.engine import jit_engine
 from jaxdiff.training.monitor import AHEAD
 from jaxdiff.training.optim import optimizer
 from jaxdiff.training.sharding import make_mesh, partition
-from jaxdiff.training.state import Purpose, key_for, use_every_core
+from jaxdiff.training.state import Purpose, key_for
 from jaxdiff.training.step import init_state, make_step
 
 
@@ -74,7 +75,7 @@ def loop(seconds: float, turns: int, quick: bool = False) -> dict[str, Any]:
     fraction of the time at the preset's own `save_every`; `waiting` the share of the time spent waiting for a batch.
     """
     config = small_run(quick)
-    use_every_core(config.batch_size)
+    use_cpu(config.batch_size)
     mesh, rule = make_mesh(config.mesh), optimizer(config.optim, config.steps)
 
     def init():

@@ -3,16 +3,20 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from jaxdiff.commands import convert, evaluate, grid, lora, plan, precompute, restore
+from jaxdiff.commands import anomaly, audit, convert, edit, evaluate, grid, lora, plan, precompute, restore, scan
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
+    "anomaly": anomaly.main,
+    "audit": audit.main,
     "convert": convert.main,
+    "edit": edit.main,
     "evaluate": evaluate.main,
     "grid": grid.main,
     "lora": lora.main,
     "plan": plan.main,
     "precompute": precompute.main,
     "restore": restore.main,
+    "scan": scan.main,
 }
 """Every command by its name."""
 

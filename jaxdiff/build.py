@@ -12,15 +12,19 @@ from jaxdiff import autoencoders
 from jaxdiff.adapters import check_start, combine, initial, is_adapted
 from jaxdiff.config import Config, from_json, to_json
 from jaxdiff.core.gaussian import logsnr
+from jaxdiff.core.magnitudes import on_sphere
 from jaxdiff.core.times import Stratified
 from jaxdiff.core.types import ApplyFn, Params
 from jaxdiff.networks.apply import Perturbed, apply_fn, init_params
 from jaxdiff.networks.axes import parameter_axes
+from jaxdiff.networks.edm2 import EDM2
 from jaxdiff.networks.flux import Flux
 from jaxdiff.networks.mmdit import MMDiT
 from jaxdiff.networks.pixart import PixArt
 from jaxdiff.networks.unet import UNet
+from jaxdiff.objectives import uncertainty
 from jaxdiff.objectives.base import Batch
+from jaxdiff.objectives.denoising import Denoising
 from jaxdiff.objectives.vdm import VDM
 from jaxdiff.training.optim import optimizer
 from jaxdiff.training.sharding import partition
@@ -35,7 +39,8 @@ def image_shape(config: Config) -> tuple[int, int, int]:
 
 
 def init_run(config: Config, key: Key[Array, ""]) -> Params:
-    """Initial parameters: {"network": ...}, and {"schedule": ...} where the path is learned."""
+    """Initial parameters: {"network": ...}, {"schedule": ...} where the path is learned, {"uncertainty": ...} where
+    the weight of the loss is."""
     if autoencoders.is_autoencoder(config):
         return autoencoders.init_autoencoder(config, key)
     key_net, key_path = jax.random.split(key)
@@ -43,6 +48,8 @@ def init_run(config: Config, key: Key[Array, ""]) -> Params:
     params = {"network": init_params(config.network, key_net, image_shape(config), {})}
     if isinstance(config.objective, VDM):
         params["schedule"] = config.objective.path.init_params(key_path)
+    if isinstance(config.objective, Denoising) and config.objective.uncertainty:
+        params["uncertainty"] = uncertainty.init_params(key_path, config.objective.uncertainty)
     return params
 
 
@@ -78,9 +85,19 @@ def step_fn(config: Config, axis: str | None = None) -> Callable[..., tuple[Trai
         ) -> tuple:
             return plain(combine(config, frozen, part), key, raw, row, total, count)
 
-        return make_step(loss, rule, config.ema, config.seed, config.optim.accumulate, axis)(state, raw)
+        parts, project = config.optim.accumulate, projection(config)
+        return make_step(loss, rule, config.ema, config.seed, parts, axis, project)(state, raw)
 
     return step
+
+
+def projection(config: Config) -> Callable[[Params], Params]:
+    """What every update ends with: EDM2's forced normalisation of the weights; all others stay as they are.
+
+    Source: arXiv:2312.02696, Sec. 2.4 and App. B.4.
+    """
+    forced = isinstance(config.network, EDM2) and not is_adapted(config)
+    return on_sphere if forced else lambda params: params
 
 
 def trained_part(config: Config) -> Params:
@@ -171,6 +188,16 @@ def check_data(config: Config, label_names: Sequence[str]) -> None:
         check_threshold(config)
         if isinstance(config.objective, VDM):
             raise ValueError("a bound on the bits of pixels cannot be trained on latents: choose another preset")
+    if config.data.is_deep and isinstance(config.objective, VDM):
+        raise ValueError(
+            "a bound on the bits of 256 values cannot be trained on images of more bits: choose another preset"
+        )
+    shows = config.data.channels if config.data.low or config.data.pairs else 0
+    if config.image_channels != shows:
+        raise ValueError(
+            f"image_channels = {config.image_channels} does not fit the data, which show a picture of {shows} "
+            "(--network.image-channels, --data.low, --data.pairs)"
+        )
     classes = config.network.num_classes
     if classes not in (0, len(label_names)):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 taesd=FILE,FILE ...      the TAESD family: encoder, decoder, or both in either order
 kl=FOLDER                AutoencoderKL in diffusers' layout, with its config.json
+vq=FOLDER                VQModel in the same layout
 sd=FILE, sdxl, sd3, flux the same without a config
 run=DIR                  what train.py made in DIR: the first average of its last checkpoint
 """
@@ -18,6 +19,7 @@ from jaxdiff.core.codec import Opened
 from jaxdiff.networks.autoencoder import AutoencoderKL
 from jaxdiff.pretrained.autoencoder import PUBLISHED, codec_of, open_autoencoder, open_published
 from jaxdiff.pretrained.taesd import MEMBERS, open_taesd
+from jaxdiff.pretrained.vq import open_vq
 from jaxdiff.training.restore import fingerprint, read_params, read_step_config, steps
 
 
@@ -27,12 +29,13 @@ def open_codec(spec: str) -> Opened:
         **{name: partial(open_taesd, name) for name in MEMBERS},
         **{name: partial(open_published, name) for name in PUBLISHED},
         "kl": open_autoencoder,
+        "vq": open_vq,
         "run": open_run,
     }
     name, _, where = spec.partition("=")
     if name not in openers or not where:
         raise ValueError(
-            f"codec {spec!r} is not allowed: NAME=FILE, or FOLDER for kl and run; NAME: {', '.join(openers)} (--codec)"
+            f"codec {spec!r} is not allowed: NAME=FILE, or FOLDER for kl, vq, run; NAME: {', '.join(openers)} (--codec)"
         )
     return openers[name](where)
 

@@ -83,6 +83,8 @@ class Sampling:
     """The sigma/alpha at which there is guidance."""
     pag_scale: float = 0.0
     """Perturbed-attention guidance: away from the network with identity attention in its middle; 0: none."""
+    distilled_scale: float = 3.5
+    """The strength of guidance that networks are told which were distilled with it (FLUX.1-dev); no others are."""
     threshold: Literal["none", "static", "dynamic"] = "static"
     """Keep x0 estimates in [-1, 1]: by clipping (static) or by Imagen's quantile rule (dynamic)."""
 
@@ -113,9 +115,11 @@ class Config:
     """Other defaults of sampling."""
     text: str = ""
     """What reads captions and prompts, for networks that are told them: `words`, the network's own text encoder, which
-    learns with it; `minilm` or `minilm=FILE`, frozen."""
+    learns with it; `minilm` or `minilm=FILE`, frozen; `published=FOLDER`, the encoders of a published pipeline."""
     text_length: int = 32
     """Tokens of a text that a frozen encoder reads; longer ones are cut."""
+    text_parts: int = 1
+    """Parts of 75 tokens in which the CLIP of a published pipeline reads a text, one after the other."""
     codec: str = ""
     """Where the data are latents: their codec and its decoder, taef2=taef2_decoder.safetensors, for previews and as
     sample.py's default."""
@@ -157,7 +161,7 @@ class Config:
 
     def __post_init__(self) -> None:
         lows = {"steps": 1, "batch_size": 1, "seed": 0, "log_every": 1, "save_every": 1, "keep": 1}
-        lows |= {"text_length": 3, "keep_every": 0, "preview_every": 0, "validate_every": 0}
+        lows |= {"text_length": 3, "text_parts": 1, "keep_every": 0, "preview_every": 0, "validate_every": 0}
         for name, low in lows.items():
             if not low <= getattr(self, name) < 2**31:
                 flag = name.replace("_", "-")
@@ -171,6 +175,11 @@ class Config:
             raise ValueError(
                 "a new word is not allowed with low-rank changes: train one of them (--word.text, --lora.rank)"
             )
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the picture that the network is shown; 0: none."""
+        return self.network.image_channels if isinstance(self.network, UNet | DiT) else 0
 
 
 VOCABULARY: Mapping[str, type] = {

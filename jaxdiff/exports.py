@@ -8,19 +8,20 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxdiff.config import Config
 from jaxdiff.core.paths import DiscreteVP, Linear
 from jaxdiff.families import Family, family_of, written_json
-from jaxdiff.models import Checkpoint
+from jaxdiff.models import Checkpoint, check_new
 from jaxdiff.networks.dit import DiT
 from jaxdiff.networks.unet import UNet
-from jaxdiff.pipelines import INDEX, PIPELINES, PUBLISHED, SCHEDULER, TEXT, TEXT_PARTS, tokens_of
+from jaxdiff.pipelines import CODECS, PIPELINES, PUBLISHED, SCHEDULER, TEXT, tokens_of
 from jaxdiff.pretrained import safetensors
 from jaxdiff.pretrained.folders import WEIGHTS, read_json, weights_file
+from jaxdiff.pretrained.prompts import INDEX, PARTS
 from jaxdiff.schedulers import Schedule, open_scheduler, scheduler_json
 
 Json = Mapping[str, object]
@@ -35,8 +36,7 @@ def export(model: Checkpoint, folder: Path, out: Path) -> str:
 
     Returns a note, or "". Raises ValueError, one line, for what diffusers has not, or where `out` holds something.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not empty: name a new folder")
+    check_new(out)
     config, published = model.config, folder / PUBLISHED
     kind, family = family_of(config.network)
     network: Any = config.network
@@ -53,6 +53,7 @@ def export(model: Checkpoint, folder: Path, out: Path) -> str:
     scheduler = scheduler or scheduler_json(schedule)
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     files = {**_codec_files(config), **_text_files(folder / TEXT)}
+    index = _without_absent(index, {family.part, "scheduler", *(place.partition("/")[0] for place in files)})
 
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.parent / f".{out.name}.part-{os.getpid()}"
@@ -110,31 +111,41 @@ def _index(model: Checkpoint, file: Path, kind: str, family: Family) -> dict[str
     if file.is_file():
         return dict(read_json(file))
     config = model.config
-    fits = {UNet: ("DDPMPipeline", False), DiT: ("DiTPipeline", True)}
-    name, latent = fits.get(family.network, ("", False))
-    if not name or kind == "UNet2DConditionModel" or latent != (config.latents is not None):
-        of = "latents" if config.latents else "pixels"
-        raise ValueError(f"diffusers has no pipeline of a {kind} for {of} alone: UNet2DModel on pixels, DiT on latents")
+    codec = config.codec.partition("=")[0] if config.latents else ""
+    fits = {(UNet, ""): "DDPMPipeline", (UNet, "vq"): "LDMPipeline", (DiT, "kl"): "DiTPipeline"}
+    name = fits.get((family.network, codec))
+    if name is None or kind == "UNet2DConditionModel":
+        of = f"latents of {codec}" if config.latents else "pixels"
+        raise ValueError(
+            f"diffusers has no pipeline of a {kind} for {of} alone: UNet2DModel on pixels or latents of vq, "
+            "DiT on latents of kl"
+        )
     index: dict[str, object] = {"_class_name": name, family.part: ["diffusers", kind]}
-    if latent:
-        index |= {"vae": ["diffusers", "AutoencoderKL"]}
+    index |= {part: ["diffusers", there] for there, (part, ours, _) in CODECS.items() if ours == codec}
+    if family.network is DiT:
         index |= {"id2label": {str(i): label for i, label in enumerate(model.label_names)}}
     return index
+
+
+def _without_absent(index: Json, parts: Collection[str]) -> dict[str, object]:
+    """The index without the names of parts that are not written, such as checks of what a picture shows."""
+    return {name: [None, None] if isinstance(v, list) and name not in parts else v for name, v in index.items()}
 
 
 def _codec_files(config: Config) -> dict[str, Path]:
     latents, (name, _, place) = config.latents, config.codec.partition("=")
     if latents is None:
         return {}
-    folder = Path(place)
-    if name != "kl" or not folder.is_dir():
-        raise ValueError(f"the codec {config.codec!r} cannot be written for diffusers: kl=FOLDER can")
+    folder, parts = Path(place), {ours: part for part, ours, _ in CODECS.values()}
+    if name not in parts or not folder.is_dir():
+        known = " and ".join(f"{ours}=FOLDER" for ours in parts)
+        raise ValueError(f"the codec {config.codec!r} cannot be written for diffusers: {known} can")
     if any(latents.mean) or any(std != 1 for std in latents.std):
         raise ValueError("latents with a mean and a standard deviation of their own cannot be written for diffusers")
-    return {f"vae/{name}": folder / name for name in ("config.json", weights_file(folder).name)}
+    return {f"{parts[name]}/{file}": folder / file for file in ("config.json", weights_file(folder).name)}
 
 
 def _text_files(folder: Path) -> dict[str, Path]:
     files = sorted(folder.rglob("*")) if folder.is_dir() else []
     names = {path: path.relative_to(folder) for path in files if path.is_file()}
-    return {str(name): path for path, name in names.items() if name.parts[0].startswith(TEXT_PARTS)}
+    return {str(name): path for path, name in names.items() if name.parts[0].startswith(PARTS)}

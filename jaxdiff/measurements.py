@@ -123,7 +123,7 @@ def read_measurement(path: epath.Path, operator: Operator) -> Values:
         if values.dtype.kind not in "buifc":
             raise ValueError(f"{path} holds no numbers, but {values.dtype} ({flag})")
         if np.iscomplexobj(values):
-            values = np.stack([values.real, values.imag], axis=-1)
+            values = np.stack([np.real(values), np.imag(values)], axis=-1)
         values = values.astype(np.float64)
     else:
         picture = intensities(path, flag)

@@ -69,7 +69,7 @@ def read_model(folder: epath.PathLike) -> Checkpoint:
         raise ValueError(f"{folder} has {WEIGHTS}, but no {CONFIG} that jaxdiff wrote beside it")
     config = from_json(record["config"])
     assert isinstance(config, Config)
-    config = dataclasses.replace(config, codec=_found(config.codec, folder), text=_found(config.text, folder))
+    config = in_place(config, folder)
     params: Params = {}
     for name, array in safetensors.read(Path(folder / WEIGHTS)).items():
         *modules, leaf = name.split(".")
@@ -90,8 +90,7 @@ def write_model(
     in the folder that is its key. Raises: ValueError where the folder holds something.
     """
     final = Path(folder)
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise ValueError(f"{final} is not empty: name a new folder")
+    check_new(final)
     final.parent.mkdir(parents=True, exist_ok=True)
     part = final.parent / f".{final.name}.part-{os.getpid()}"
     try:
@@ -105,6 +104,12 @@ def write_model(
         shutil.rmtree(part, ignore_errors=True)
 
 
+def check_new(folder: Path) -> None:
+    """Refuses a place where something is. Raises: ValueError."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty: name a new folder")
+
+
 def _write(folder: Path, model: Checkpoint, dtype: Dtype) -> None:
     config, source = model.config, PurePath(model.config.data.source).name
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))
@@ -116,6 +121,11 @@ def _write(folder: Path, model: Checkpoint, dtype: Dtype) -> None:
     }
     safetensors.write(folder / WEIGHTS, arrays)
     write_json(epath.Path(folder / CONFIG), {"jaxdiff": jaxdiff.__version__} | record)
+
+
+def in_place(config: Config, folder: epath.Path) -> Config:
+    """The config of a model with what it names in the model's folder where that is."""
+    return dataclasses.replace(config, codec=_found(config.codec, folder), text=_found(config.text, folder))
 
 
 def _found(spec: str, folder: epath.Path) -> str:

@@ -13,6 +13,13 @@ from jaxdiff.sampling.ddim import DDIM
 from jaxdiff.sampling.deis import DEIS
 from jaxdiff.sampling.dpm_solver import DPMSolverPP
 from jaxdiff.sampling.dpm_solver_single import DPMSolver, DPMSolverPPS
+from jaxdiff.sampling.editing.inversion import DDIMInversion, Interpolate
+from jaxdiff.sampling.editing.keep import ILVR, Replace
+from jaxdiff.sampling.editing.noise_maps import DDPMInversion
+from jaxdiff.sampling.editing.prompt_to_prompt import PromptToPrompt
+from jaxdiff.sampling.editing.repaint import RePaint
+from jaxdiff.sampling.editing.sdedit import Generate, SDEdit
+from jaxdiff.sampling.editing.task import Method
 from jaxdiff.sampling.euler_maruyama import EulerMaruyama
 from jaxdiff.sampling.guidance_rules import APG, CFG, AnyRule, CFGPlusPlus, CFGZeroStar, Rescale
 from jaxdiff.sampling.heun import Heun
@@ -126,6 +133,20 @@ POSTERIORS: Mapping[str, Posterior] = {
     "fk": Particles(twist=0.0),
 }
 """What `--method` of `jaxdiff restore` names."""
+
+
+METHODS: Mapping[str, Method] = {
+    "sdedit": SDEdit(),
+    "replace": Replace(),
+    "repaint": RePaint(),
+    "ilvr": ILVR(),
+    "ddim-inversion": DDIMInversion(),
+    "ddpm-inversion": DDPMInversion(),
+    "prompt-to-prompt": PromptToPrompt(),
+    "interpolate": Interpolate(),
+    "generate": Generate(),
+}
+"""What `--method` of `jaxdiff edit` names."""
 
 T = TypeVar("T")
 

@@ -35,11 +35,19 @@ from jaxdiff.sampling.euler_maruyama import EulerMaruyama
 from jaxdiff.sampling.heun import Heun
 
 
-def open_original(path: Path, ways: Ways | None = None, sit: bool = False) -> Original:
+def tensors_of(path: Path) -> Mapping[str, np.ndarray] | None:
+    """The file's tensors by name; None for a pickle of a network or of a training's state. Raises as `read_weights`."""
+    return None if persistent.recognised(path) or score_sde.recognised(path) else read_weights(path)
+
+
+def open_original(
+    path: Path, ways: Ways | None = None, sit: bool = False, arrays: Mapping[str, np.ndarray] | None = None
+) -> Original:
     """The network of the file, its parameters, and what it was trained for. Nothing that the file holds is run.
 
     `ways`: what a file of improved- or guided-diffusion does not tell; None for what the published files do.
     `ways.size` is that of score SDE's images too, 32 by default. `sit`: a file with the names of DiT is SiT's.
+    `arrays`: its tensors, where they have been read.
     Raises FileNotFoundError, and ValueError of one line for another kind of file, a damaged one or one that would run
     code, and for tensors that are missing, left over or misshapen.
     """
@@ -51,7 +59,7 @@ def open_original(path: Path, ways: Ways | None = None, sit: bool = False) -> Or
         arrays = score_sde.read(path)
         with refusing(path):
             return score_sde.open_score_sde(arrays, ways.size if ways else 32)
-    arrays = read_weights(path)
+    arrays = read_weights(path) if arrays is None else arrays
     with refusing(path):
         if adm.recognised(arrays):
             return _adm(arrays, ways)

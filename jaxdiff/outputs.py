@@ -35,7 +35,7 @@ def write_images(
     images: UInt8[np.ndarray, "n h w c"],
     info: Mapping[str, object],
     format: Literal["png", "npz"] = "png",
-    sheets: Mapping[str, UInt8[np.ndarray, "h w c"]] = {},
+    sheets: Mapping[str, UInt8[np.ndarray, "_ _ _"]] = {},
 ) -> None:
     """Writes the images, their grid, further `sheets` by file name, and last info.json, whose presence says "whole"."""
     out.mkdir(parents=True, exist_ok=True)

@@ -3,38 +3,42 @@
     ours                        diffusers'
     model.safetensors           unet or transformer
     config.json                 the same, scheduler, and what the pipeline's class does by default
-    codec                       vae
-    text                        tokenizer, text_encoder and their numbered fellows
+    codec                       vae or vqvae
+    text                        tokenizer, text_encoder and their numbered fellows: see pretrained/prompts.py
     published                   the JSON files as they were, for the way back
 
 Where a folder holds no folder of a part, as those of the first DDPMs, the part lies in the folder itself.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from jaxdiff.config import Config, Sampling
 from jaxdiff.core import times
+from jaxdiff.core.codec import Opened
 from jaxdiff.core.paths import DiscreteVP
 from jaxdiff.data import Data, Latents
 from jaxdiff.families import FAMILIES, Part, class_of, read_part
 from jaxdiff.models import Checkpoint
-from jaxdiff.networks.flux import PATCH
+from jaxdiff.networks.flux import PATCH, Flux
+from jaxdiff.networks.mmdit import MMDiT
+from jaxdiff.networks.pixart import PixArt
+from jaxdiff.networks.unet import UNet
 from jaxdiff.objectives.denoising import Denoising
 from jaxdiff.objectives.hybrid import Hybrid
 from jaxdiff.pretrained.autoencoder import open_autoencoder
+from jaxdiff.pretrained.fields import Json
 from jaxdiff.pretrained.folders import read_json, weights_file
 from jaxdiff.pretrained.pickles import refusing
+from jaxdiff.pretrained.prompts import INDEX, RECIPES, files_of, lacking, open_encoders
+from jaxdiff.pretrained.vq import open_vq
 from jaxdiff.schedulers import Schedule, open_scheduler
 
-INDEX = "model_index.json"
 SCHEDULER = "scheduler_config.json"
 CODEC, TEXT, PUBLISHED = "codec", "text", "published"
 """Where things lie in the folders of ours."""
-
-TEXT_PARTS = ("tokenizer", "text_encoder")
-"""What the names of the text's parts begin with."""
 
 
 class Way(NamedTuple):
@@ -42,7 +46,6 @@ class Way(NamedTuple):
 
     steps: int
     cfg_scale: float = 1.0
-    texts: bool = False
     own_grid: bool = False
     """It lays the grid itself, and its scheduler but shifts it."""
 
@@ -50,15 +53,23 @@ class Way(NamedTuple):
 PIPELINES: Mapping[str, Way] = {
     "DDPMPipeline": Way(1000),
     "DDIMPipeline": Way(50),
+    "LDMPipeline": Way(50),
     "DiTPipeline": Way(50, 4.0),
-    "StableDiffusionPipeline": Way(50, 7.5, texts=True),
-    "StableDiffusionXLPipeline": Way(50, 5.0, texts=True),
-    "StableDiffusion3Pipeline": Way(28, 7.0, texts=True),
-    "FluxPipeline": Way(28, texts=True, own_grid=True),
-    "PixArtAlphaPipeline": Way(20, 4.5, texts=True),
-    "PixArtSigmaPipeline": Way(20, 4.5, texts=True),
+    "StableDiffusionPipeline": Way(50, 7.5),
+    "StableDiffusionXLPipeline": Way(50, 5.0),
+    "StableDiffusion3Pipeline": Way(28, 7.0),
+    "FluxPipeline": Way(28, own_grid=True),
+    "PixArtAlphaPipeline": Way(20, 4.5),
+    "PixArtSigmaPipeline": Way(20, 4.5),
 }
 """By diffusers' name of the class."""
+
+
+CODECS: Mapping[str, tuple[str, str, Callable[[str], Opened]]] = {
+    "AutoencoderKL": ("vae", "kl", open_autoencoder),
+    "VQModel": ("vqvae", "vq", open_vq),
+}
+"""By diffusers' name of the class: its part in a pipeline, our name of the codec, what opens its folder."""
 
 
 class Pipeline(NamedTuple):
@@ -88,13 +99,13 @@ def read_pipeline(folder: Path) -> Pipeline:
     files[f"{PUBLISHED}/{FAMILIES[part.kind].part}/config.json"] = place / "config.json"
     files[f"{PUBLISHED}/scheduler/{SCHEDULER}"] = part_of(folder, "scheduler") / SCHEDULER
     latents = None
-    if "vae" in index:
-        latents = _latents(folder / "vae", part)
-        weights = weights_file(folder / "vae")
-        files |= {f"{CODEC}/{name}": folder / "vae" / name for name in ("config.json", weights.name)}
-    if way.texts:
-        files |= text_files(folder)
+    for place in (folder / name for name, _, _ in CODECS.values() if name in index):
+        latents = _latents(place, part)
+        files |= {f"{CODEC}/{name}": place / name for name in ("config.json", weights_file(place).name)}
     config = _config(part, schedule, way, latents)
+    if kind in RECIPES:
+        files |= {f"{TEXT}/{place}": path for place, path in files_of(folder).items()}
+        config = _with_texts(config, folder, index)
     return Pipeline(Checkpoint(config, _names(index, part), 0, {"network": part.params}, "", ()), files)
 
 
@@ -125,25 +136,17 @@ def tokens_of(size: int, way: Way) -> int:
     return (size // PATCH) ** 2 if way.own_grid else 0
 
 
-def text_files(folder: Path) -> dict[str, Path]:
-    """The files of the text's parts, and the index that names them, by their places in the folder of ours."""
-    files = {}
-    for part in sorted(folder.iterdir()):
-        if part.is_dir() and part.name.startswith(TEXT_PARTS):
-            files |= {f"{TEXT}/{p.relative_to(folder)}": p for p in sorted(part.rglob("*")) if p.is_file()}
-    return files | {f"{TEXT}/{INDEX}": folder / INDEX} if files else files
-
-
 def _latents(vae: Path, part: Part) -> Latents:
-    if str(read_json(vae / "config.json").get("_class_name")) != "AutoencoderKL":
-        kind = read_json(vae / "config.json").get("_class_name")
-        raise ValueError(f"{vae}: the codec {kind} is not supported: AutoencoderKL is")
-    opened = open_autoencoder(str(vae))
+    kind = str(read_json(vae / "config.json").get("_class_name"))
+    if kind not in CODECS:
+        raise ValueError(f"{vae}: the codec {kind} is not supported: {' and '.join(CODECS)} are")
+    _, name, opener = CODECS[kind]
+    opened = opener(str(vae))
     if opened.channels != part.channels:
         raise ValueError(f"{vae}: latents of {opened.channels} channels, but the network's have {part.channels}")
     # Scale and shift are in the codec's own config.json.
     zeros, ones = (0.0,) * part.channels, (1.0,) * part.channels
-    return Latents("kl", opened.sha256, opened.factor, zeros, ones)
+    return Latents(name, opened.sha256, opened.factor, zeros, ones)
 
 
 def _config(part: Part, schedule: Schedule, way: Way, latents: Latents | None) -> Config:
@@ -164,9 +167,20 @@ def _config(part: Part, schedule: Schedule, way: Way, latents: Latents | None) -
         solver=schedule.solver,
         grid=schedule.grid,
         sampling=Sampling(steps=way.steps, cfg_scale=way.cfg_scale, threshold=schedule.threshold),
-        codec="" if latents is None else f"kl={CODEC}",
+        codec="" if latents is None else f"{latents.codec}={CODEC}",
         latents=latents,
     )
+
+
+def _with_texts(config: Config, folder: Path, index: Json) -> Config:
+    """The config with the reader of the pipeline's prompts, or as it is where its encoders are not there."""
+    if lacking(folder):
+        return config
+    network, length = config.network, RECIPES[str(index["_class_name"])].length
+    assert isinstance(network, UNet | PixArt | MMDiT | Flux)
+    open_encoders(folder, index, network.text_width, length)  # refuses what sampling would
+    data = dataclasses.replace(config.data, text=True)
+    return dataclasses.replace(config, data=data, text=f"published={TEXT}", text_length=length)
 
 
 def _names(index: Mapping[str, object], part: Part) -> tuple[str, ...]:

@@ -33,8 +33,8 @@ Images = Float[np.ndarray, "n h w c"]
 class Facts(NamedTuple):
     """What a population of particles says besides its pictures; one number a population."""
 
-    log_evidence: Float[Array, "groups"]
-    effective: Float[Array, "groups"]
+    log_evidence: Float[Array | np.ndarray, "groups"]
+    effective: Float[Array | np.ndarray, "groups"]
 
 
 Restorer = Callable[..., tuple[Float[Array, "b h w c"], Facts | None]]
@@ -96,7 +96,7 @@ class Restoration:
                 deviation,
             )
             images = to_host(self.decode(found))
-        return (images.astype(np.float64) + 1) / 2, None if facts is None else Facts(*map(to_host, facts))
+        return (images.astype(np.float64) + 1) / 2, None if facts is None else jax.tree.map(to_host, facts)
 
     def draws(self, num: int, y: Float[np.ndarray, "..."], noise: float) -> tuple[Images, list[Facts]]:
         """Images 0 to num - 1 of one measurement."""

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from jaxdiff.autoencoders import is_autoencoder
@@ -31,8 +30,7 @@ from jaxdiff.sampling.momentum import Momentum, Push
 from jaxdiff.sampling.rk45 import RK45
 from jaxdiff.sampling.sample import denoiser, image_keys, initial, on_path, sample, trajectory
 from jaxdiff.sampling.solver import Solver
-from jaxdiff.texts import Reader, is_conditional, told
-from jaxdiff.training.sharding import shard_batch, share, to_host
+from jaxdiff.texts import is_conditional, told
 
 
 class Guides(NamedTuple):
@@ -61,9 +59,13 @@ class Scales(NamedTuple):
     classifier: Float[Array, ""]
 
 
+Also = Sequence[tuple[Cond, Float[Array, ""]]]
+"""Further conditions, each with its weight: see `guidance.composed`."""
+
 Sampler = Callable[..., Shaped[Array, "*n b h w c"]]
-"""``(weights, seed, indices, levels, cond, scales, negative={}) -> images``, uint8, or float32 latents for `finish_of`;
-`negative` are conditions that guidance leads away from in place of absent ones. Every argument is traced."""
+"""``(weights, seed, indices, levels, cond, scales, negative={}, also=()) -> images``, uint8, or float32 latents for
+`finish_of`; `negative` are conditions that guidance leads away from in place of absent ones. Every argument is
+traced."""
 
 
 THRESHOLDS: Mapping[str, Transform] = {
@@ -121,6 +123,12 @@ def check_sampling(config: Config, guides: Guides = Guides()) -> None:
         )
 
 
+def check_alone(config: Config) -> None:
+    """Refuses networks that make pictures from pictures. Raises: ValueError."""
+    if config.image_channels:
+        raise ValueError("this network makes pictures from pictures: jaxdiff edit DIR --image FILE")
+
+
 def momentum_of(config: Config) -> float:
     """The weight of the guidance of earlier steps, 0 where they are forgotten."""
     rule = config.sampling.guidance
@@ -141,10 +149,12 @@ def denoise_of(
     scales: Scales,
     push: Push | None = None,
     negative: Cond | None = None,
+    also: Also = (),
 ) -> Denoise:
     """The run's network as a denoiser, guided and thresholded as the config says, to be asked at any level.
 
-    `push` is what momentum makes of the difference that guidance goes along.
+    `push` is what momentum makes of the difference that guidance goes along; `also` are further conditions with their
+    weights.
     """
     prediction, sampling = config.objective.prediction, config.sampling
     apply, own = apply_run(config), told(config, cond)
@@ -157,8 +167,9 @@ def denoise_of(
         weaker = denoiser(apply_run(other), weights.weaker, other.objective.prediction, told(other, cond))
         weaker = on_path(other.objective.path_of(weights.weaker))(weaker)
         denoise = guidance.guided(guidance.pair_of(main, weaker), rule)
-    elif is_guided(config):
-        pair = guidance.pair(apply, weights.main, prediction, own, told(config, negative or {}))
+    elif is_guided(config) or also:
+        more = [(told(config, other), weight) for other, weight in also]
+        pair = guidance.composed(apply, weights.main, prediction, own, more, told(config, negative or {}))
         denoise = guidance.guided(pair, rule)
     if denoise is not main and sampling.interval != Interval():
         denoise = sampling.interval.switch(denoise, main)
@@ -207,9 +218,11 @@ def sampler(config: Config, guides: Guides = Guides(), steps_too: bool = False) 
         cond: Cond,
         scales: Scales,
         negative: Cond | None = None,
+        also: Also = (),
     ) -> Shaped[Array, "*n b h w c"]:
         keys = image_keys(seed, indices)
-        denoise_with = functools.partial(denoise_of, config, guides, weights, cond, scales, negative=negative)
+        told_what = {"negative": negative, "also": also}
+        denoise_with = functools.partial(denoise_of, config, guides, weights, cond, scales, **told_what)
         x = initial(keys, image_shape(config), jax.tree.map(lambda a: a[0], levels))
         scan = trajectory if steps_too else sample
         x = scan(keys, x, levels, denoise_with(), solver_of(config, denoise_with))
@@ -276,22 +289,3 @@ def noisiest(config: Config, path: Path) -> float:
         level = path(jnp.float32(path.t_max))
         return min(float(level.sigma / level.alpha), 1e3)
     return math.inf
-
-
-def preview(
-    config: Config, mesh: Mesh, reader: Reader | None, captions: Sequence[str], count: int = 64
-) -> Callable[[Params], UInt8[np.ndarray, "n h w c"]]:
-    """params -> the first `count` images of the run's seed, as `sample.py` makes them; `captions` in turn."""
-    run, finish = sampler(config), finish_of(config)
-    indices = np.arange(-(-count // share(mesh)) * share(mesh), dtype=np.int32)
-
-    def images(params: Params) -> UInt8[np.ndarray, "n h w c"]:
-        levels = levels_of(config, config.objective.path_of(params))
-        texts = {} if reader is None else reader.conditions([captions[int(i) % len(captions)] for i in indices])
-        inputs = shard_batch(mesh, {"index": indices, **labels_for(config, indices), **texts})
-        index, seed = inputs.pop("index"), jnp.int32(config.seed)
-        with jax.set_mesh(mesh):
-            found = to_host(run(Weights(params), seed, index, levels, inputs, scales_of(config)))
-        return finish(found)[:count]
-
-    return images

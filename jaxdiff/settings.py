@@ -1,6 +1,7 @@
 """The flags of sampling, and what they change in a run's config."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -9,6 +10,7 @@ from etils import epath
 
 from jaxdiff.config import Config
 from jaxdiff.names import GRIDS, RULES, SOLVERS, value_of
+from jaxdiff.networks.flux import Flux
 from jaxdiff.sampler import is_guided
 from jaxdiff.sampling.guidance_rules import Interval
 from jaxdiff.texts import Reader
@@ -42,9 +44,17 @@ class Settings:
     prompt: str | None = None
     """What all images show, in words (by default captions that the run was trained on, in turn)."""
     negative_prompt: str | None = None
-    """What guidance leads away from (by default the absent prompt)."""
+    """What guidance leads away from (by default no prompt; with published models the empty one, as theirs do)."""
+    also: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="and")] = ()
+    """What else all images show, TEXT or TEXT:WEIGHT, or classes: 1 is as well as the prompt (AND), -1 instead of it
+    (NOT); may be said several times."""
+    text_parts: int | None = None
+    """Parts of 75 tokens in which CLIP reads a prompt of a published model, one after the other (by default one, and
+    what is longer is cut)."""
     cfg_scale: float | None = None
     """Classifier-free guidance, or autoguidance with --guide; 1 is none (by default the run's own)."""
+    distilled_scale: float | None = None
+    """The strength of guidance that FLUX.1-dev is told (by default 3.5), besides which --cfg-scale guides as ever."""
     guidance: str | None = None
     """How guidance combines two beliefs (by default the run's own, cfg in most presets), by name or with fields:
     "apg(radius=5)"."""
@@ -76,7 +86,7 @@ class Settings:
     """How the devices share out images and parameters; changes nothing else."""
 
     def __post_init__(self) -> None:
-        for name, low in {"batch_size": 1, "seed": 0, "steps": 1, "tile": 0}.items():
+        for name, low in {"batch_size": 1, "seed": 0, "steps": 1, "tile": 0, "text_parts": 1}.items():
             value = getattr(self, name)
             if value is not None and not low <= value < 2**31:
                 flag = name.replace("_", "-")
@@ -91,32 +101,56 @@ def with_settings(config: Config, settings: Settings) -> Config:
         "guidance": settings.guidance and value_of(settings.guidance, RULES, "--guidance"),
         "interval": settings.interval and Interval(*settings.interval),
         "pag_scale": settings.pag_scale,
+        "distilled_scale": settings.distilled_scale,
         "threshold": settings.threshold,
     }
     sampling = dataclasses.replace(config.sampling, **{k: v for k, v in changed.items() if v is not None})
     solver = config.solver if settings.solver is None else value_of(settings.solver, SOLVERS, "--solver")
     grid = config.grid if settings.grid in (None, "optimised") else value_of(settings.grid, GRIDS, "--grid")
     codec = config.codec if settings.codec is None else settings.codec
-    config = dataclasses.replace(config, sampling=sampling, solver=solver, grid=grid, codec=codec)
+    parts = config.text_parts if settings.text_parts is None else settings.text_parts
+    config = dataclasses.replace(config, sampling=sampling, solver=solver, grid=grid, codec=codec, text_parts=parts)
     if settings.cfg_scale not in (None, 1) and not (is_guided(config) or settings.guide):
         raise ValueError(
             f"cfg_scale = {settings.cfg_scale} is not allowed: this network is told of no classes or texts "
             "(--cfg-scale, --guide)"
         )
+    if settings.text_parts is not None and not config.text.startswith("published"):
+        raise ValueError(f"text_parts = {parts} is not allowed: no CLIP gives this network tokens (--text-parts)")
+    if settings.distilled_scale is not None and not (isinstance(config.network, Flux) and config.network.guidance):
+        raise ValueError(
+            f"distilled_scale = {settings.distilled_scale} is not allowed: this network is told no strength of "
+            "guidance, use --cfg-scale (--distilled-scale)"
+        )
     return config
 
 
-def find_label(label: str, label_names: Sequence[str]) -> int:
+def find_label(label: str, label_names: Sequence[str], flag: str = "--label") -> int:
     """The class that a number or a name means. Raises: ValueError, naming what is allowed."""
     if not label_names:
-        raise ValueError(f"label {label!r} is not allowed: this network has no classes (--label)")
+        raise ValueError(f"label {label!r} is not allowed: this network has no classes ({flag})")
     named = {name.casefold(): i for i, name in enumerate(label_names)}
     index = int(label) if label.lstrip("-").isdigit() else named.get(label.casefold(), -1)
     if not 0 <= index < len(label_names):
         raise ValueError(
-            f"label {label!r} is not allowed: 0 to {len(label_names) - 1}, or one of {', '.join(label_names)} (--label)"
+            f"label {label!r} is not allowed: 0 to {len(label_names) - 1}, or one of {', '.join(label_names)} ({flag})"
         )
     return index
+
+
+def parts_of(settings: Settings) -> list[tuple[str, float]]:
+    """What --and says: texts with their weights. What follows the last colon is a weight if it is a number."""
+    found = []
+    for said in settings.also:
+        text, colon, end = said.rpartition(":")
+        try:
+            found.append((text.strip(), float(end)) if colon else (said, 1.0))
+        except ValueError:
+            found.append((said, 1.0))
+    for text, weight in found:
+        if not text or not math.isfinite(weight):
+            raise ValueError(f"{text!r} with the weight {weight} is not allowed: TEXT or TEXT:WEIGHT (--and)")
+    return found
 
 
 def prompts_of(settings: Settings, captions: tuple[str, ...], reader: Reader | None) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from jaxdiff.build import init_run
 from jaxdiff.config import Config, from_json
 from jaxdiff.core.types import Params
 from jaxdiff.data.word_pieces import WordPieces, with_word
-from jaxdiff.models import CONFIG, find_model
+from jaxdiff.models import CONFIG, find_model, in_place
 from jaxdiff.networks.lora import LoRA
 from jaxdiff.networks.new_word import NewWord, first_vector
 from jaxdiff.texts import vocabulary_of
@@ -38,6 +38,7 @@ def further(name: str) -> Config:
     record = read_config(name) if model is None else json.loads((model / CONFIG).read_text())
     config = from_json(record["config"])
     assert isinstance(config, Config)
+    config = config if model is None else in_place(config, model)
     anew = {"start": name, "start_step": -1, "start_sha256": "", "lora": LoRA(), "word": NewWord()}
     return dataclasses.replace(config, **anew, preview_every=0)
 

@@ -15,8 +15,9 @@ from jaxtyping import Int, Shaped, UInt8
 
 from jaxdiff.adapters import combine, is_adapted, with_loras
 from jaxdiff.config import Config, from_json, to_json
-from jaxdiff.core.grids import Table, pad
+from jaxdiff.core.grids import pad
 from jaxdiff.core.types import Level, Params
+from jaxdiff.fitted_grids import read_fitted_grid
 from jaxdiff.models import Checkpoint, find_model, read_model, shipped_models
 from jaxdiff.names import GRIDS
 from jaxdiff.networks.axes import parameter_axes
@@ -33,8 +34,8 @@ from jaxdiff.sampler import (
     sampler,
     scales_of,
 )
-from jaxdiff.settings import Settings, find_label, prompts_of, with_settings
-from jaxdiff.texts import Reader, open_reader
+from jaxdiff.settings import Settings, find_label, parts_of, prompts_of, with_settings
+from jaxdiff.texts import Reader, is_conditional, open_reader
 from jaxdiff.training import hosts
 from jaxdiff.training.ema import Decay, Power
 from jaxdiff.training.restore import fingerprint, read_params, read_posthoc, read_step_config, steps
@@ -61,6 +62,8 @@ class Trained:
     """Of prompts; None where the network is told of none."""
     prompts: tuple[str, ...]
     """Of the images in turn."""
+    parts: tuple[tuple[str, float], ...]
+    """What else all images show, each with its weight."""
     guides: Guides
     weights: Weights
     weights_sha256: str
@@ -97,7 +100,8 @@ class Trained:
         index = shard_batch(self.mesh, {"index": indices})["index"]
         seed = jnp.int32(self.settings.seed)
         with jax.set_mesh(self.mesh):
-            found = to_host(self.run(self.weights, seed, index, self.levels, cond, self.scales, negative))
+            given = (self.weights, seed, index, self.levels, cond, self.scales, negative, self.also(len(indices)))
+            found = to_host(self.run(*given))
         return self.finish(found)
 
     def conditions(self, indices: Int[np.ndarray, "b"]) -> tuple[Leaves, Leaves]:
@@ -106,8 +110,21 @@ class Trained:
         if self.reader is None:
             return cond, {}
         texts = self.reader.conditions([self.prompts[int(i) % len(self.prompts)] for i in indices])
-        away = self.settings.negative_prompt
-        return {**cond, **texts}, {} if away is None else self.reader.conditions([away] * len(indices))
+        guided = is_guided(self.config)
+        away = self.reader.away(self.settings.negative_prompt, len(indices)) if guided else {}
+        return {**cond, **texts}, away
+
+    def also(self, count: int) -> list[tuple[dict[str, jax.Array], jax.Array]]:
+        """What else `count` images shall be, with the weights."""
+        found = []
+        for text, weight in self.parts:
+            if self.reader is not None:
+                labels = labels_for(self.config, np.zeros(count, np.int32), -1, self.guides)
+                leaves = {**labels, **self.reader.conditions([text] * count)}
+            else:
+                leaves = {"label": np.full(count, find_label(text, self.label_names, "--and"), np.int32)}
+            found.append((shard_batch(self.mesh, leaves), jnp.float32(weight)))
+        return found
 
     @property
     def scales(self) -> Scales:
@@ -135,6 +152,7 @@ class Trained:
             **({"codec": config.codec} if config.codec else {}),
             **({"lora": list(settings.lora)} if settings.lora else {}),
             **({"tile": settings.tile} if settings.tile else {}),
+            **({"and": list(settings.also)} if settings.also else {}),
             **self._words(),
             **{name: value for name, value in guides.items() if value is not None},
         }
@@ -222,6 +240,9 @@ def open_trained(workdir: epath.PathLike, settings: Settings, most_steps: int = 
     label = None if settings.label is None else find_label(settings.label, names)
     reader = open_reader(config, own.tokenizer) if config.data.text else None
     prompts = prompts_of(settings, own.captions, reader)
+    parts = parts_of(settings)
+    if parts and (weaker or not is_conditional(config)):
+        raise ValueError(f"{parts[0][0]!r} is not allowed: this network is told nothing, or guided by another (--and)")
     path = config.objective.path_of(own.params)
     levels = levels_of(config, path)
     ends_clean = float(levels.sigma[-1]) == 0  # a padded grid always does
@@ -236,7 +257,20 @@ def open_trained(workdir: epath.PathLike, settings: Settings, most_steps: int = 
     run = shared_sampler(config, guides)
     finish = finish_of(config, settings.tile)
     return Trained(
-        config, settings, own.step, label, names, reader, prompts, guides, weights, sha256, levels, run, finish
+        config,
+        settings,
+        own.step,
+        label,
+        names,
+        reader,
+        prompts,
+        tuple(parts),
+        guides,
+        weights,
+        sha256,
+        levels,
+        run,
+        finish,
     )
 
 
@@ -246,27 +280,13 @@ def with_prompt(trained: Trained, prompt: str) -> Trained:
     return dataclasses.replace(trained, settings=settings, prompts=prompts_of(settings, (), trained.reader))
 
 
-def fitted_grid(workdir: epath.PathLike, steps: int) -> epath.Path:
-    """Where `jaxdiff grid` writes the levels for this number of steps."""
-    return epath.Path(workdir) / "grids" / f"{steps}.json"
-
-
-def read_fitted_grid(workdir: epath.PathLike, steps: int) -> Table:
-    """The levels that were fitted to the run. Raises: ValueError if there are none for this number of steps."""
-    path = fitted_grid(workdir, steps)
-    if not path.exists():
-        raise ValueError(f"{workdir} has no grid for {steps} steps: jaxdiff grid {workdir} --steps {steps} (--grid)")
-    table = from_json(json.loads(path.read_text())["grid"])
-    assert isinstance(table, Table)
-    return table
-
-
 def shared_sampler(config: Config, guides: Guides) -> Sampler:
     """The sampler of this config; configs that differ only in what is traced (levels, scales) share a compilation."""
     traced = {
         "steps": 1,
         "cfg_scale": 2.0 if is_guided(config) else 1.0,
         "pag_scale": 1.0 if config.sampling.pag_scale else 0.0,
+        "distilled_scale": 1.0,
     }
     sampling = dataclasses.replace(config.sampling, **traced)
     alike = dataclasses.replace(config, sampling=sampling, grid=GRIDS["uniform"], codec="")

@@ -35,7 +35,7 @@ from jaxdiff.sampling.inverse.operator import Linear
 from jaxdiff.settings import Settings
 from jaxdiff.trained import Trained
 from jaxdiff.training.contact_sheet import contact_sheet, save_png
-from jaxdiff.training.state import use_every_core
+from jaxdiff.training.cpu import use_cpu
 
 TASKS = {
     "inpainting": "box(side=0.5)",
@@ -242,7 +242,7 @@ def sheet(folder: Path, task: Task, methods: list[str]) -> np.ndarray:
             held = np.load(file)
             columns.append(held["mean"])
             std = held["std"]
-    columns += [as_uint8(std / max(float(std.max()), 1e-12)), as_uint8(task.truths[:SHOWN])]
+    columns += [as_uint8(np.asarray(std) / max(float(np.max(std)), 1e-12)), as_uint8(task.truths[:SHOWN])]
     return contact_sheet(np.stack(columns, axis=1).reshape(-1, *task.truths.shape[1:]), columns=len(columns))
 
 
@@ -261,7 +261,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
     parser.add_argument("--lpips", default="", help="lpips-alexnet, lpips-vgg16, or a file of weights")
     flags = parser.parse_args()
-    use_every_core(flags.batch_size)
+    use_cpu(flags.batch_size)
     cells_in = flags.out / "cells"
     cells_in.mkdir(parents=True, exist_ok=True)
     distance = find_lpips(flags.lpips) if flags.lpips else None

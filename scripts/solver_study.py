@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 
 from jaxdiff.commands.evaluate import Command, evaluate
-from jaxdiff.training.state import use_every_core
+from jaxdiff.training.cpu import use_cpu
 
 CALLS = (4, 6, 8, 10, 15, 20, 50)
 EVEN_TIMES, EVEN_LOGSNR = "uniform", "logsnr(start=0.995, end=0.02)"
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--far", nargs="*", default=[], help="solvers that are also measured at 1,000 calls")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     flags = parser.parse_args()
-    use_every_core(64)
+    use_cpu(64)
     command = Command(
         dir=flags.dir,
         metrics=flags.metrics,

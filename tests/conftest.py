@@ -4,6 +4,8 @@ import os
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Thousands of tests in one process must give their memory back: see training/cpu.py.
+os.environ.setdefault("MALLOC_ARENA_MAX", "16")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 # Compiled programs are kept between runs of the tests, and shared with the processes that tests start.
 _cache = os.path.join(tempfile.gettempdir(), "jaxdiff-test-compilation-cache")

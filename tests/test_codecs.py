@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxdiff.codecs import open_codec
-from jaxdiff.pretrained.autoencoder import autoencoder_config, dump, load
+from jaxdiff.pretrained.autoencoder import dump, load
+from jaxdiff.pretrained.autoencoder_config import autoencoder_config
 
 CONFIG = {
     "block_out_channels": [8, 16],

@@ -1,24 +1,27 @@
 """Turn a published model into a folder that sample.py takes: jaxdiff convert SRC DIR [--to diffusers].
 
-SRC is the folder of a pipeline of diffusers, with its model_index.json, or an original file of improved-diffusion,
-guided-diffusion (ADM), DiT, SiT, EDM, EDM2 or score SDE. With --to diffusers it is a run or a model of ours, and DIR
-becomes such a folder. docs/convert.md lists what is read, and what is refused.
+SRC is the folder of a pipeline of diffusers, with its model_index.json, a single file of Stable Diffusion or FLUX.1, or
+an original file of improved-diffusion, guided-diffusion (ADM), DiT, SiT, EDM, EDM2 or score SDE. With --to diffusers it
+is a run or a model of ours, and DIR becomes such a folder. docs/convert.md lists what is read, and what is refused.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
+import numpy as np
 import tyro
 
-from jaxdiff import cli
+from jaxdiff import cli, singles
 from jaxdiff.exports import export
-from jaxdiff.models import Checkpoint, Dtype, find_model, write_model
-from jaxdiff.originals import config_of, open_original
-from jaxdiff.pipelines import TEXT, Pipeline, is_pipeline, read_pipeline
+from jaxdiff.models import Checkpoint, Dtype, check_new, find_model, write_model
+from jaxdiff.originals import config_of, open_original, tensors_of
+from jaxdiff.pipelines import Pipeline, is_pipeline, read_pipeline
 from jaxdiff.pretrained.adm import Ways
+from jaxdiff.pretrained.prompts import lacking
+from jaxdiff.singles import Given, PredictionName
 from jaxdiff.trained import read_checkpoint
 
 
@@ -54,7 +57,20 @@ class Command:
     rescaled: bool = False
     """It is told the time in thousandths of the chain."""
     size: int | None = None
-    """Side of its images; of score SDE's as well, 32 by default."""
+    """Side of its images; of score SDE's as well, 32 by default, and of Stable Diffusion's."""
+    prediction: PredictionName | None = None
+    """What the U-Net of a single file predicts, which its tensors do not tell: by default eps, but v in those of Stable
+    Diffusion 2, whose base model of 512 pixels has eps."""
+    vae: Path | None = None
+    """The file of an autoencoder, for a single file that holds none, or in place of its own."""
+    tokenizer: Path | None = None
+    """The folder with CLIP's vocab.json and merges.txt, or with a pipeline's folders tokenizer, tokenizer_2 and so on,
+    which no single file holds: prompts need them."""
+
+    @property
+    def given(self) -> Given:
+        """What the flags say of a single file."""
+        return Given(self.prediction, self.size, self.vae, self.tokenizer)
 
     @property
     def ways(self) -> Ways | None:
@@ -70,9 +86,9 @@ class Command:
         return Ways(self.heads or 1, self.head_channels or 0, *rest)
 
 
-def read_original(command: Command) -> Checkpoint:
+def read_original(command: Command, arrays: Mapping[str, np.ndarray] | None) -> Checkpoint:
     """The model of an original file, its classes named by their numbers."""
-    original = open_original(command.src, command.ways, command.sit)
+    original = open_original(command.src, command.ways, command.sit, arrays)
     names = tuple(map(str, range(original.network.num_classes)))
     return Checkpoint(config_of(original), names, 0, {"network": original.params}, "", ())
 
@@ -97,8 +113,23 @@ def convert(command: Command) -> Checkpoint:
         raise FileNotFoundError(f"there is no {command.src} (SRC)")
     if command.src.is_dir() and not is_pipeline(command.src):
         raise ValueError(f"{command.src} has no model_index.json: name a pipeline's folder, or an original file (SRC)")
-    found = read_pipeline(command.src) if command.src.is_dir() else Pipeline(read_original(command), {})
+    check_new(command.dir)  # before the work, and not after it
+    if command.src.is_dir():
+        return write(command, read_pipeline(command.src), command.src)
+    arrays = tensors_of(command.src)
+    if arrays is not None and singles.recognised(arrays):
+        with singles.unpacked(command.src, arrays, command.given, command.dir) as folder:
+            del arrays  # what is read of the folder is another copy
+            return write(command, read_pipeline(folder), folder)
+    if command.given._replace(size=None) != Given():
+        raise ValueError(f"{command.src} is no single file of a pipeline (--prediction, --vae, --tokenizer)")
+    return write(command, Pipeline(read_original(command, arrays), {}))
+
+
+def write(command: Command, found: Pipeline, folder: Path | None = None) -> Checkpoint:
+    """Writes what was read, of a pipeline from this folder, and says what it lacks."""
     write_model(command.dir, found.model, command.dtype, found.files)
-    if any(place.startswith(f"{TEXT}/") for place in found.files):
-        print("note: the files of the text are copied, but prompts are not read: it is sampled without a text")
+    if folder is not None and (absent := lacking(folder)):
+        flag = " (--tokenizer FOLDER)" if any("tokenizer" in part for part in absent) else ""
+        print(f"note: without {' and '.join(absent)} prompts are not read: it is sampled without a text{flag}")
     return found.model

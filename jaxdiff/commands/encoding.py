@@ -103,7 +103,7 @@ def tools_of(encoding: Encoding) -> Tools:
     pictures = Pictures(data, source)
     first = pictures.good(0)
     if first["image"].dtype != np.uint8:
-        raise ValueError(f"{source.name} holds latents already (SOURCE)")
+        raise ValueError(f"{source.name} holds latents already, or images of more than 8 bits (SOURCE)")
     text = open_minilm(encoding.text_length) if encoding.text == "minilm" else None
     if text is not None and "text" not in first:
         raise ValueError(f"{source.name} has no captions to encode (--text)")

@@ -33,7 +33,7 @@ from jaxdiff.pretrained.features import DEFAULT, open_features
 from jaxdiff.settings import Settings
 from jaxdiff.trained import Trained, open_trained
 from jaxdiff.training import hosts
-from jaxdiff.training.state import use_every_core
+from jaxdiff.training.cpu import use_cpu
 
 GENERAL = "fd,kid,precision,recall"
 """What is measured where nothing is asked for."""
@@ -256,7 +256,7 @@ def main(args: Sequence[str]) -> None:
             f"Solvers: {', '.join(SOLVERS)}. Grids: {', '.join(GRIDS)}. Guidance: {', '.join(RULES)}."
         )
         command = cli.parse(Command, "jaxdiff evaluate", args, description=description)
-        use_every_core(command.settings.batch_size // hosts.count())
+        use_cpu(command.settings.batch_size // hosts.count())
         if command.sweep is None:
             record = evaluate(command, command.settings)
             if hosts.is_first():

@@ -20,11 +20,12 @@ from jaxdiff.config import to_json
 from jaxdiff.core.grids import Table
 from jaxdiff.core.levels import from_ratios, ratios_at
 from jaxdiff.core.types import Level
+from jaxdiff.fitted_grids import fitted_grid
 from jaxdiff.sampler import THRESHOLDS
 from jaxdiff.sampling import optimise
 from jaxdiff.sampling.sample import denoiser, image_keys, initial, on_path
 from jaxdiff.settings import Settings
-from jaxdiff.trained import fitted_grid, open_trained
+from jaxdiff.trained import open_trained
 from jaxdiff.training import hosts
 from jaxdiff.training.sharding import to_host
 

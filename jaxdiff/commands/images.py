@@ -8,15 +8,16 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Shaped, UInt8
 
 from jaxdiff.config import to_json
-from jaxdiff.data import Data, open_source
+from jaxdiff.data import Data, Source, open_source
 from jaxdiff.data.pictures import Pictures
 from jaxdiff.data.pipeline import validation_batch
 from jaxdiff.data.sources import find
 from jaxdiff.evaluation.store import Outputs
 from jaxdiff.networks.feature_net import FeatureNet
+from jaxdiff.sampler import check_alone
 from jaxdiff.trained import Trained
 from jaxdiff.training import hosts
 from jaxdiff.training.sharding import make_mesh, replicated, shard_batch, share, to_host
@@ -38,6 +39,7 @@ def images_of_run(trained: Trained) -> Images:
     """What a trained network makes."""
 
     def read(indices: Indices) -> UInt8[np.ndarray, "n h w c"]:
+        check_alone(trained.config)
         size, made = trained.batch_size, []
         for first in range(0, len(indices), size):
             some = indices[first : first + size]
@@ -48,17 +50,27 @@ def images_of_run(trained: Trained) -> Images:
     return Images(trained.description(), None, read)
 
 
-def images_of_data(data: Data) -> Images:
-    """The pictures of a data set in their order, as training would see them without anything random."""
+def images_of_data(data: Data, source: Source | None = None, part: str = "") -> Images:
+    """The pictures of a data set in their order, as training would see them without anything random.
+
+    `source`: those of this part of it, by default those that training reads.
+    """
     data = dataclasses.replace(data, text=False, keywords=False)
     data = dataclasses.replace(data, flip=False, augment=0.0, crop="center" if data.crop == "random" else data.crop)
-    pictures = Pictures(data, open_source(data))
+    pictures = Pictures(data, open_source(data) if source is None else source)
 
     def read(indices: Indices) -> UInt8[np.ndarray, "n h w c"]:
-        return validation_batch(data, pictures, range(int(indices[0]), int(indices[-1]) + 1))["image"]
+        return eight_bits(validation_batch(data, pictures, range(int(indices[0]), int(indices[-1]) + 1))["image"])
 
     what = to_json(dataclasses.replace(data, workers=0, labels=True, skip_broken=False))
-    return Images({"data": what}, len(pictures), read)
+    return Images({"data": what, **({"part": part} if part else {})}, len(pictures), read)
+
+
+def eight_bits(images: Shaped[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c"]:
+    """Pictures as a screen shows them: those of more bits, in [-1, 1], are rounded to 256 grey levels."""
+    if images.dtype == np.uint8:
+        return images
+    return np.clip(np.round(127.5 * (images + 1)), 0, 255).astype(np.uint8)
 
 
 def data_of_folder(folder: epath.PathLike) -> Data:

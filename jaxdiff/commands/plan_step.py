@@ -62,6 +62,8 @@ def abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct
     b, place = config.batch_size, NamedSharding(mesh, BATCH)
     dtype = jnp.float32 if config.data.source.startswith("records:") else jnp.uint8
     batch = {"image": jax.ShapeDtypeStruct((b, *build.image_shape(config)), dtype, sharding=place)}
+    if config.image_channels:
+        batch["source"] = jax.ShapeDtypeStruct(batch["image"].shape, jnp.uint8, sharding=place)
     if config.data.labels and config.network.num_classes:
         batch["label"] = jax.ShapeDtypeStruct((b,), jnp.int32, sharding=place)
     if config.data.augment:
@@ -99,6 +101,9 @@ def plan_sampling(config: Config, batch_size: int, slice_: Slice, devices: list[
     seed = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     level = jax.ShapeDtypeStruct((config.sampling.steps + 1,), jnp.float32, sharding=whole)
     cond = {"label": index} if config.network.num_classes else {}
+    if config.image_channels:
+        shape = (batch_size, *build.image_shape(config))
+        cond["image"] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rows)
     levels = Level(*(cast(Array, level) for _ in Level._fields))
     scales = sampler.Scales(*(cast(Array, number) for _ in sampler.Scales._fields))
     args = (weights, seed, index, levels, cond, scales)

@@ -42,7 +42,9 @@ def reference_data(folder: epath.PathLike, reference: str | None, split: str) ->
         return pictures_behind(config, reference, split)
     if reference is None:
         return dataclasses.replace(config.data, split=config.data.split if split == "train" else split)
-    return dataclasses.replace(config.data, source=reference, split=split, holdout=0.0)
+    # Another set need not have the classes that this one was cut down to.
+    classes = config.data.classes if reference == config.data.source else ()
+    return dataclasses.replace(config.data, source=reference, split=split, holdout=0.0, classes=classes)
 
 
 def pictures_behind(config: Config, reference: str | None, split: str) -> Data:

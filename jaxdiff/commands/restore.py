@@ -40,7 +40,7 @@ from jaxdiff.sampling.inverse.operator import Spec
 from jaxdiff.settings import Settings
 from jaxdiff.training import hosts
 from jaxdiff.training.contact_sheet import contact_sheet
-from jaxdiff.training.state import use_every_core
+from jaxdiff.training.cpu import use_cpu
 
 Picture = Float[np.ndarray, "h w c"]
 Pictures = Float[np.ndarray, "n h w c"]
@@ -179,9 +179,9 @@ def compared(
     return figures
 
 
-def single(*pictures: Pictures) -> tuple[Float[Array, "n h w c"], ...]:
+def single(one: Pictures, other: Pictures) -> tuple[Float[Array, "n h w c"], Float[Array, "n h w c"]]:
     """In float32, as JAX counts."""
-    return tuple(jnp.asarray(p, jnp.float32) for p in pictures)
+    return jnp.asarray(one, jnp.float32), jnp.asarray(other, jnp.float32)
 
 
 def rgb(pictures: Pictures) -> UInt8[np.ndarray, "n h w 3"]:
@@ -202,7 +202,7 @@ def write(
 ) -> None:
     """Everything, info.json last."""
     arrays = {name: value.astype(np.float32) for name, value in found.items()}
-    save_npz(out / "posterior.npz", arrays | {"credible": np.float32(credible)})
+    save_npz(out / "posterior.npz", arrays | {"credible": np.array(credible, np.float32)})
     if truth is not None:
         save_npz(out / "measurement.npz", {"measurement": values.astype(np.float32)})
     std = as_uint8(found["std"] / max(float(found["std"].max()), 1e-12))
@@ -227,5 +227,5 @@ def main(args: Sequence[str]) -> None:
         named = {"Operators": OPERATORS, "Methods": POSTERIORS}
         words = "\n".join(f"{kind}: {', '.join(table)}." for kind, table in named.items())
         command = cli.parse(Command, "jaxdiff restore", args, description=f"{__doc__}\n{words}")
-        use_every_core(command.settings.batch_size // hosts.count())
+        use_cpu(command.settings.batch_size // hosts.count())
         restore(command)

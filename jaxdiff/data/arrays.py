@@ -52,17 +52,19 @@ def open_emoji(category: str | None = None, split: str = "train") -> ArraySource
 
 def npz_splits(path: epath.PathLike) -> tuple[str, ...]:
     """The splits of an .npz: `train` where it has `images`, else each s of its arrays `s_images`."""
-    names = _names(epath.Path(path))
+    names = npz_arrays(epath.Path(path))
     if "images" in names:
         return ("train",)
     return tuple(name.removesuffix("_images") for name in names if name.endswith("_images"))
 
 
-def open_npz(path: epath.PathLike, split: str) -> ArraySource:
+def open_npz(path: epath.PathLike, split: str, names: tuple[str, ...] = (), several: bool = False) -> ArraySource:
     """The pictures of an .npz: `images` uint8 [n, h, w] or [n, h, w, c], c = 1, 3 or 4, optional `label` (or
     `labels`) int [n] or [n, 1], `categories` str [k] (the names of the labels) and `text` str [n].
 
     Where there is no `images`, MedMNIST's names `train_images`, `train_labels`, ... are read by `split`.
+    `names` are those of the labels where the file has no `categories`; with `several` labels [n, k] of pictures that
+    are of several classes at once are left out, and else refused.
     Raises FileNotFoundError or ValueError, one line with the file's name.
     """
     path = epath.Path(path)
@@ -72,11 +74,14 @@ def open_npz(path: epath.PathLike, split: str) -> ArraySource:
     split = "val" if split == "validation" and "val" in splits else split
     if split not in splits:
         raise ValueError(f"--data.split {split} is not in {path}, which has {', '.join(splits)}")
-    prefix = "" if "images" in _names(path) else f"{split}_"
+    prefix = "" if "images" in npz_arrays(path) else f"{split}_"
     fields = _read(path, [f"{prefix}{name}" for name in ("images", "label", "labels", "text")] + ["categories"])
     images = _images(fields[f"{prefix}images"], path)
     label = fields.get(f"{prefix}label", fields.get(f"{prefix}labels"))
-    label, names = _labels(label, fields.get("categories"), len(images), path)
+    if several and label is not None and label.ndim == 2 and label.shape[1] > 1:
+        label = None
+    categories = fields.get("categories", np.array(names) if names else None)
+    label, names = _labels(label, categories, len(images), path)
     text = fields.get(f"{prefix}text")
     if text is not None and text.shape != (len(images),):
         raise ValueError(f"{path}: text has shape {text.shape}, must be ({len(images)},)")
@@ -117,7 +122,7 @@ def _read_idx(folder: epath.Path, name: str) -> UInt8[np.ndarray, "..."]:
         raise ValueError(f"{path} is not a whole idx file of bytes (--data.source)") from error
 
 
-def _names(path: epath.Path) -> tuple[str, ...]:
+def npz_arrays(path: epath.Path) -> tuple[str, ...]:
     """The names of the arrays of an .npz."""
     if not path.is_file():
         raise FileNotFoundError(f"--data.source {path} does not exist")

@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxdiff.data.units import window_of
+
 Crop = Literal["center", "random", "none"]
+Plane = Literal["axial", "coronal", "sagittal"]
 
 
 @dataclass(frozen=True)
@@ -14,9 +17,9 @@ class Data:
     """
 
     source: str
-    """Images to read: `emoji`, `emoji:CATEGORY`, `fashion_mnist[:DIR]`, `tfds:NAME[:DIR]`, a folder or
-    a .zip of images (with or without metadata.jsonl), an .npz with `images`, or `records:DIR`, which
-    `jaxdiff precompute` wrote."""
+    """Images to read: `emoji`, `emoji:CATEGORY`, `fashion_mnist[:DIR]`, `medmnist:FILE`, `tfds:NAME[:DIR]`,
+    a folder or a .zip of images (with or without metadata.jsonl), an .npz with `images`, `dicom:PLACE` and
+    `nifti:PLACE` (a file or a folder), or `records:DIR`, which `jaxdiff precompute` wrote."""
 
     size: int
     """Side of the square images in pixels; larger and smaller pictures are resized to it. Of latents: their side."""
@@ -33,6 +36,17 @@ class Data:
 
     labels: bool = True
     """Give the labels to the network, if the set has any."""
+
+    classes: tuple[str, ...] = ()
+    """Take the pictures of these classes alone, by name or number, which are then the set's only classes; empty: all.
+    Held out and validated are pictures of the same classes."""
+
+    window: tuple[float, float] | None = None
+    """The values that become black and white, of images of more than 8 bits: of CT in Hounsfield units, -160 240. By
+    default the window that a DICOM or NIfTI file has itself, or else the range of its values."""
+
+    plane: Plane = "axial"
+    """How volumes of `nifti:` are cut into slices."""
 
     text: bool = False
     """Give the captions to the network, read by the run's `text`."""
@@ -52,6 +66,16 @@ class Data:
 
     prior_weight: float = 1.0
     """How much those count, in proportion to the others."""
+
+    low: int = 0
+    """Show the network each picture shrunk to this side and enlarged again (super-resolution); 0: not."""
+
+    low_noise: float = 0.0
+    """Most standard deviation of the noise on such pictures, in units of half their range; each draws its own."""
+
+    pairs: bool = False
+    """Show the network the picture of `source_file_name` in metadata.jsonl, from which each one is made; with
+    `text`, its `edit` is the caption."""
 
     split: str = "train"
     """Part of the set to train on, where the set has parts: `train`, `test`; with TFDS also `train[:10%]`."""
@@ -80,7 +104,21 @@ class Data:
         check(0 <= self.holdout <= 0.5, "holdout", self.holdout, "in [0, 0.5]")
         check(0 <= self.augment <= 1, "augment", self.augment, "in [0, 1]")
         check(0 < self.prior_weight <= 1000, "prior_weight", self.prior_weight, "in (0, 1000]")
+        window_of(self.window)
+        check(not (self.augment and self.is_deep), "augment", self.augment, "0 with images of more than 8 bits")
+        check(self.plane in ("axial", "coronal", "sagittal"), "plane", self.plane, "axial, coronal or sagittal")
+        check(0 <= self.low < self.size, "low", self.low, f"from 0 to below the size, {self.size}")
+        check(0 <= self.low_noise <= 1, "low_noise", self.low_noise, "in [0, 1]")
+        shows = bool(self.low) + self.pairs
+        deep = latent or self.is_deep
+        check(shows < 2 and not (shows and deep), "pairs", self.pairs, "off with low; both with latents or a window")
+        check(not (self.pairs and self.augment), "augment", self.augment, "0 with pairs")
         check(self.workers >= 0, "workers", self.workers, "at least 0")
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether pictures have more than 8 bits: they come as float32 in [-1, 1]."""
+        return self.window is not None or self.source.startswith(("dicom:", "nifti:"))
 
 
 def check(ok: bool, field: str, value: object, allowed: str) -> None:

@@ -21,14 +21,15 @@ CACHE_BYTES = 2**30
 class Picture(TypedDict):
     """image uint8 [h, w, c], fitted to the run, or float32 latents; the rest where it has them.
 
-    label int32 [], augment float32 [9], ``flipped`` (the latents of the mirrored picture), and what a text encoder
-    said of its caption: text_tokens float32 [n, d], text_mask float32 [n], text_pooled float32 [d]; or text_rows
-    int32 [k], where in the table of captions its wordings are.
+    label int32 [], augment float32 [9], ``source`` (what the network is shown beside it), ``flipped`` (the latents of
+    the mirrored picture), and what a text encoder said of its caption: text_tokens float32 [n, d], text_mask float32
+    [n], text_pooled float32 [d]; or text_rows int32 [k], where in the table of captions its wordings are.
     """
 
     image: UInt8[np.ndarray, "h w c"] | Float32[np.ndarray, "h w c"]
     label: NotRequired[Int32[np.ndarray, ""]]
     augment: NotRequired[Float32[np.ndarray, "9"]]
+    source: NotRequired[UInt8[np.ndarray, "h w c"]]
     flipped: NotRequired[Float32[np.ndarray, "h w c"]]
     text_tokens: NotRequired[Float32[np.ndarray, "n d"]]
     text_mask: NotRequired[Float32[np.ndarray, " n"]]
@@ -81,9 +82,11 @@ class Pictures:
     def fit(self, example: Example) -> Picture:
         """The example's picture, fitted, with what else the run wants of it."""
         image = example["image"]
-        if image.dtype == np.uint8:
+        if image.shape != (self.data.size, self.data.size, self.data.channels):  # never latents: those are refused
             image = fit(with_channels(image, self.data.channels), self.data.size, self.data.crop)
         picture = Picture(image=image)
+        if self.data.pairs:
+            picture["source"] = self.fit_source(example, image)
         if self.labelled and "label" in example:
             picture["label"] = np.asarray(example["label"], np.int32)
         if self.data.flip and "flipped" in example and image.dtype != np.uint8:
@@ -93,6 +96,15 @@ class Pictures:
         elif self.data.text:
             cast(dict, picture).update({key: cast(dict, example)[key] for key in TEXT})
         return picture
+
+    def fit_source(self, example: Example, image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
+        """The picture that the example's is made from, fitted alike. Raises: ValueError where there is none."""
+        if "source" not in example:
+            raise ValueError(f"{self.source.name} has no source_file_name in its metadata.jsonl (--no-data.pairs)")
+        found = fit(with_channels(example["source"], self.data.channels), self.data.size, self.data.crop)
+        if found.shape != image.shape:
+            raise ValueError(f"{self.source.name} has a pair of pictures of two shapes (--data.crop center or none)")
+        return found
 
     def good(self, index: int) -> Example:
         """The example at `index`; with `skip_broken`, the first readable one from there on, round the set."""

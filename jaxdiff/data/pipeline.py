@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float32, Int32, UInt8
 
 from jaxdiff.data.augment import LABELS, augment
 from jaxdiff.data.config import Data
-from jaxdiff.data.images import window
+from jaxdiff.data.images import lowered, noisy, window
 from jaxdiff.data.pictures import Picture, Pictures
 from jaxdiff.data.records import TEXT
 from jaxdiff.data.source import Source
@@ -31,12 +31,14 @@ THREADS = 2
 
 class Batch(TypedDict):
     """What a training step sees: image uint8 [b, h, w, c], or float32 latents; label int32 [b] where the set has any;
-    augment float32 [b, 9] where EDM's augmentation is on; with `Data.text` the captions' features, or text_ids, their
+    augment float32 [b, 9] where EDM's augmentation is on; source uint8 [b, h, w, c], the picture that the network is
+    shown beside it, with `Data.low` or `Data.pairs`; with `Data.text` the captions' features, or text_ids, their
     tokens, -1 where there is none; in validation, mask bool [b], False in padding."""
 
     image: UInt8[np.ndarray, "b h w c"] | Float32[np.ndarray, "b h w c"]
     label: NotRequired[Int32[np.ndarray, " b"]]
     augment: NotRequired[Float32[np.ndarray, "b 9"]]
+    source: NotRequired[UInt8[np.ndarray, "b h w c"]]
     text_tokens: NotRequired[Float32[np.ndarray, "b n d"]]
     text_mask: NotRequired[Float32[np.ndarray, "b n"]]
     text_pooled: NotRequired[Float32[np.ndarray, "b d"]]
@@ -149,16 +151,25 @@ def validation_batch(data: Data, pictures: Pictures, places: Sequence[int]) -> B
         batch["label"] = np.zeros(n, np.int32)
     if data.augment:
         batch["augment"] = np.zeros((n, LABELS), np.float32)
+    if data.low or data.pairs:
+        batch["source"] = np.zeros((n, *shape), np.uint8)
     blank = {key: np.zeros((n, *leaf.shape), leaf.dtype) for key, leaf in texts.items()}
     for i, row in enumerate(rows):
         if row is not None:
             batch["image"][i] = window(row["image"], data.size, 0.5)
+            if "source" in batch:
+                batch["source"][i] = shown(data, row, batch["image"][i], 0.5)
             if "label" in batch and "label" in row:
                 batch["label"][i] = row["label"]
             for key, leaf in text_of(row, pictures.captions, 0).items():
                 blank[key][i] = leaf
     cast(dict, batch).update(blank)
     return batch
+
+
+def shown(data: Data, picture: Picture, image: UInt8[np.ndarray, "h w c"], where: float) -> UInt8[np.ndarray, "h w c"]:
+    """What the network is shown beside `image`, the window of the picture at `where`, without mirroring and noise."""
+    return window(picture["source"], data.size, where) if "source" in picture else lowered(image, data.low)
 
 
 def text_of(picture: Picture, table: Mapping[str, np.ndarray], wording: int) -> dict[str, np.ndarray]:
@@ -197,13 +208,20 @@ class Vary(grain.transforms.RandomMap):
 
     def random_map(self, element: Picture, rng: np.random.Generator) -> Picture:
         data, out = self.data, element.copy()
-        image = window(element["image"], data.size, rng.random() if data.crop == "random" else 0.5)
+        where = rng.random() if data.crop == "random" else 0.5
+        image = window(element["image"], data.size, where)
         flipped = out.pop("flipped", None)
-        if data.flip and rng.random() < 0.5:
+        mirrored = data.flip and rng.random() < 0.5
+        if mirrored:
             image = image[:, ::-1] if flipped is None else flipped
         if data.augment:
             image, out["augment"] = augment(rng, image, data.augment)
         out["image"] = image
+        if data.pairs:
+            source = shown(data, element, image, where)
+            out["source"] = source[:, ::-1] if mirrored else source
+        elif data.low:
+            out["source"] = noisy(rng, lowered(image, data.low), data.low_noise)
         rows = out.pop("text_rows", None)
         if rows is not None:
             cast(dict, out).update(text_of(element, self.captions, int(rng.integers(len(rows)))))

@@ -19,6 +19,8 @@ class Example(TypedDict):
     label: NotRequired[int]
     text: NotRequired[str]
     keywords: NotRequired[tuple[str, ...]]
+    source: NotRequired[UInt8[np.ndarray, "h w c"]]
+    """The picture that this one is made from, where the set has pairs."""
     flipped: NotRequired[UInt8[np.ndarray, "h w c"] | Float32[np.ndarray, "h w c"]]
     text_tokens: NotRequired[Float32[np.ndarray, "n d"]]
     text_mask: NotRequired[Float32[np.ndarray, " n"]]

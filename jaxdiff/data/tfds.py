@@ -15,6 +15,7 @@ from etils import epath
 
 from jaxdiff.data.images import decode
 from jaxdiff.data.source import Example
+from jaxdiff.data.units import Window
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -30,6 +31,7 @@ class TFDSSource:
     label: str | None
     label_names: tuple[str, ...]
     text: str | None
+    window: Window | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -39,7 +41,7 @@ class TFDSSource:
         encoded = record[self.image]
         if not isinstance(encoded, bytes):
             raise ValueError(f"{self.name}: the feature {self.image} of a record is no encoded picture")
-        example = Example(image=decode(encoded, f"{self.name}[{index}]"))
+        example = Example(image=decode(encoded, f"{self.name}[{index}]", self.window))
         if self.label is not None:
             example["label"] = int(record[self.label])  # pyright: ignore[reportArgumentType]
         if self.text is not None:
@@ -53,7 +55,7 @@ def tfds_splits(spec: str) -> tuple[str, ...]:
     return tuple(_builder(spec).info.splits)
 
 
-def open_tfds(spec: str, split: str) -> TFDSSource:
+def open_tfds(spec: str, split: str, window: Window | None = None) -> TFDSSource:
     """A split, or a slice of one such as `train[:10%]`, of the prepared set NAME[/CONFIG][:VERSION][:DIR].
 
     The picture is the feature `image`, or the set's only image; likewise the label is the feature `label`, or
@@ -86,7 +88,7 @@ def open_tfds(spec: str, split: str) -> TFDSSource:
     except ValueError as error:
         raise ValueError(f"--data.split {split} is no split of tfds:{spec} ({_one_line(error)})") from error
     names = tuple(features[label].names) if label else ()  # pyright: ignore[reportAttributeAccessIssue]
-    return TFDSSource(f"tfds:{spec} {split}", records, image, label, names, text)
+    return TFDSSource(f"tfds:{spec} {split}", records, image, label, names, text, window)
 
 
 def _builder(spec: str) -> "tfds.core.DatasetBuilder":

@@ -13,6 +13,7 @@ from jaxdiff.core.gaussian import expand
 from jaxdiff.core.types import ApplyFn, Cond, Level, Params, Prediction
 from jaxdiff.networks.dit import DiT
 from jaxdiff.networks.layers import PERTURBED
+from jaxdiff.networks.text_condition import until
 from jaxdiff.networks.unet import UNet
 
 Perturbed = Mapping[str, Mapping[str, Bool[np.ndarray, "*depth"]]]
@@ -39,7 +40,7 @@ def apply_fn(network: nn.Module, prediction: Prediction, perturbed: Perturbed | 
         cur = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, x.shape[:1]), cur)
         inputs = expand(prediction.c_in(cur), x) * x
         rngs = None if key is None else {"dropout": key}
-        noise = prediction.c_noise(cur)
+        noise, cond = prediction.c_noise(cur), until(cond, cur.sigma / cur.alpha)
         variables = {"params": params}
         if perturbed is not None:
             _check_names(perturbed, params)

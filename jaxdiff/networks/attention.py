@@ -12,7 +12,7 @@ from typing import TypeAlias, cast
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 Kernel: TypeAlias = Callable[
     [Float[Array, "b n heads d"], Float[Array, "b m heads d"], Float[Array, "b m heads d"]], Float[Array, "b n heads d"]
@@ -35,6 +35,28 @@ def plain(
     """Attention by matrix products: the reference. `mask`: the keys that may be seen, at least one for each example."""
     seen = None if mask is None else mask[:, None, None, :]
     return jax.nn.dot_product_attention(q, k, v, mask=seen, implementation="xla")
+
+
+def borrowed(
+    q: Float[Array, "b n heads d"],
+    k: Float[Array, "b m heads d"],
+    v: Float[Array, "b m heads d"],
+    mask: Bool[Array, "b m"] | None,
+    taken: Int[Array, "b m"],
+) -> Float[Array, "b n heads d"]:
+    """Attention with maps of other examples: those of the source, half a batch before (prompt-to-prompt).
+
+    Key j's column of the map is column `taken[j]` of the source's, or its own where that is -1. The result's rows need
+    not sum to one, as in the paper. Source: arXiv:2208.01626, Eq. 3 and Sec. 3.
+    """
+    logits = jnp.einsum("bnhd,bmhd->bhnm", q.astype(jnp.float32), k.astype(jnp.float32)) * q.shape[-1] ** -0.5
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None, :], logits, -jnp.inf)
+    maps = jax.nn.softmax(logits, axis=-1)
+    place = taken[:, None, None, :]
+    source = jnp.take_along_axis(jnp.roll(maps, q.shape[0] // 2, axis=0), jnp.maximum(place, 0), axis=-1)
+    maps = jnp.where(place >= 0, source, maps)
+    return jnp.einsum("bhnm,bmhd->bnhd", maps.astype(v.dtype), v)
 
 
 def cudnn(

@@ -98,13 +98,15 @@ class Parts:
 
 
 class Encoder(nn.Module):
-    """Pictures to means and log variances, one after the other in the channels."""
+    """Pictures to what is known of their latents."""
 
     parts: Parts
     widths: tuple[int, ...]
     blocks_per_level: int
-    latents: int
-    quant: bool
+    outputs: int
+    """Channels of the last convolution."""
+    quant: int
+    """Channels of a 1x1 convolution behind it; 0 for none."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b height width c"]) -> Float[Array, "b h w c2"]:
@@ -115,8 +117,8 @@ class Encoder(nn.Module):
                 h = Downsample(dtype=dtype, name=f"down_{level - 1}_half")(h)
             for i in range(self.blocks_per_level):
                 h = self.parts.block(width, f"down_{level}_{i}")(h)
-        h = self.parts.end(self.parts.middle(h), 2 * self.latents)
-        return conv(2 * self.latents, 1, "float32", 1.0, "quant")(h) if self.quant else h
+        h = self.parts.end(self.parts.middle(h), self.outputs)
+        return conv(self.quant, 1, "float32", 1.0, "quant")(h) if self.quant else h
 
 
 class Decoder(nn.Module):
@@ -126,12 +128,13 @@ class Decoder(nn.Module):
     widths: tuple[int, ...]
     blocks_per_level: int
     channels: int
-    quant: bool
+    quant: int
+    """Channels of a 1x1 convolution before all else; 0 for none."""
 
     @nn.compact
     def __call__(self, z: Float[Array, "b h w c2"]) -> Float[Array, "b height width c"]:
         dtype = self.parts.dtype
-        h = conv(z.shape[-1], 1, "float32", 1.0, "quant")(z) if self.quant else z
+        h = conv(self.quant, 1, "float32", 1.0, "quant")(z) if self.quant else z
         h = conv(self.widths[-1], 3, dtype, 1.0, "conv_in")(h.astype(dtype))
         h = self.parts.middle(h)
         for level, width in enumerate(reversed(self.widths)):
@@ -177,20 +180,15 @@ class AutoencoderKL(nn.Module):
         return 2 ** (len(self.widths) - 1)
 
     def setup(self) -> None:
-        if not self.widths or any(width % self.groups for width in self.widths):
-            raise ValueError(
-                f"widths {self.widths} are not allowed: at least one, and multiples of {self.groups} "
-                "(--network.widths, --network.groups)"
-            )
-        parts = Parts(self.groups, self.middle_attention, self.remat, self.attention, self.dtype)
-        self.encoder = Encoder(parts, self.widths, self.blocks_per_level, self.latents, self.quant)
-        self.decoder = Decoder(parts, self.widths, self.blocks_per_level, self.channels, self.quant)
+        check_widths(self.widths, self.groups)
+        parts, quant = Parts(self.groups, self.middle_attention, self.remat, self.attention, self.dtype), self.quant
+        moments = 2 * self.latents  # means and log variances
+        self.encoder = Encoder(parts, self.widths, self.blocks_per_level, moments, moments * quant)
+        self.decoder = Decoder(parts, self.widths, self.blocks_per_level, self.channels, self.latents * quant)
 
     def encode(self, x: Float[Array, "b height width c"]) -> Posterior:
         """The distribution over latents [b, height / factor, width / factor, latents] of pictures in [-1, 1]."""
-        for name, side in (("height", x.shape[1]), ("width", x.shape[2])):
-            if side % self.factor:
-                raise ValueError(f"{name} {side} of a picture is not allowed: a multiple of {self.factor} (--size)")
+        check_sides(x, self.factor)
         mean, logvar = jnp.split(self.encoder(x), 2, axis=-1)
         return Posterior(mean, jnp.clip(logvar, *LOGVAR))
 
@@ -201,3 +199,19 @@ class AutoencoderKL(nn.Module):
     def __call__(self, x: Float[Array, "b height width c"]) -> Float[Array, "b height width c"]:
         """The picture of the mean."""
         return self.decode(self.encode(x).mean)
+
+
+def check_widths(widths: tuple[int, ...], groups: int) -> None:
+    """Refuses widths that the groups do not divide. Raises ValueError."""
+    if not widths or any(width % groups for width in widths):
+        raise ValueError(
+            f"widths {widths} are not allowed: at least one, and multiples of {groups} "
+            "(--network.widths, --network.groups)"
+        )
+
+
+def check_sides(x: Float[Array, "b h w c"], factor: int) -> None:
+    """Refuses pictures whose sides the factor does not divide. Raises ValueError."""
+    for name, side in (("height", x.shape[1]), ("width", x.shape[2])):
+        if side % factor:
+            raise ValueError(f"{name} {side} of a picture is not allowed: a multiple of {factor} (--size)")

@@ -24,6 +24,9 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 NORM_EPS = 1e-5
 """Added to the variance in every layer norm."""
 
+HEAD_CHANNELS = 64
+"""Channels of an attention head in every published tower."""
+
 EOS = 49407
 """The end-of-text token of CLIP's vocabulary, its last entry."""
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxdiff.core.types import Cond
 from jaxdiff.networks.axes import constrain
+from jaxdiff.networks.image_condition import with_image
 from jaxdiff.networks.layers import PERTURBED, attention, dense, kernel_init, label_index, sinusoid
 from jaxdiff.networks.remat import recomputed
 from jaxdiff.networks.resample import depth_to_space, space_to_depth
@@ -53,6 +54,8 @@ class DiT(nn.Module):
     """Drop-out rate of both branches of a block, in training."""
     num_classes: int = 0
     """Number of class labels; 0 for none."""
+    image_channels: int = 0
+    """Channels of a picture that is seen beside x; 0 for none."""
     learned_variance: bool = False
     """Twice the output channels, for a learned variance."""
     max_period: float = 10000.0
@@ -80,7 +83,7 @@ class DiT(nn.Module):
         rows, cols = height // self.patch, width // self.patch
         emb = nn.silu(self._embedding(noise, cond))
 
-        tokens = space_to_depth(x, self.patch).reshape(b, rows * cols, -1)
+        tokens = space_to_depth(with_image(x, cond, self.image_channels), self.patch).reshape(b, rows * cols, -1)
         h = dense(self.width, self.dtype, 1.0, "patches")(tokens)
         if self.positions == "sincos":
             h = h + jnp.asarray(sincos_positions(rows, cols, self.width), h.dtype)

@@ -8,26 +8,23 @@ For inputs of unit variance every output has unit variance, whatever the weights
     mp_cat(a, b; t) = sqrt((n_a + n_b) / ((1 - t)^2 + t^2)) [(1 - t) / sqrt(n_a) a, t / sqrt(n_b) b]
 
 There are no biases and no group norms. Two kinds of gains are learned, from 0: of the embedding and of the output.
-The weights are normalised where they are used; that the optimiser's step ends on the sphere as well (the paper's forced
-normalisation) is `on_sphere` of the parameters after it.
+The weights are normalised where they are used. That they lie on the sphere as well, where they begin and where every
+step of a training brings them back to (the paper's forced normalisation), is `core.magnitudes.on_sphere`.
 """
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
-from jaxdiff.core.types import Cond, Params
+from jaxdiff.core.magnitudes import EPS, fourier, sphere
+from jaxdiff.core.types import Cond
 from jaxdiff.networks.layers import attention
 from jaxdiff.networks.remat import recomputed
 from jaxdiff.networks.resample import downsample, upsample
-
-EPS = 1e-4
-"""Added to magnitudes that are divided by."""
 
 
 class EDM2(nn.Module):
@@ -209,7 +206,7 @@ class MPConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b *hw c"], gain: Array | float = 1.0) -> Float[Array, "b *hw d"]:
         shape = (*(self.size, self.size) * bool(self.size), x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.normal(1.0), shape)
+        kernel = self.param("kernel", on_sphere_init, shape)
         fan_in = math.prod(shape[:-1])
         kernel = (sphere(kernel) * (gain / math.sqrt(fan_in))).astype(x.dtype)
         if not self.size:
@@ -217,19 +214,9 @@ class MPConv(nn.Module):
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def sphere(kernel: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-    """The weights of each output scaled to a root mean square of one."""
-    axes = tuple(range(kernel.ndim - 1))
-    return kernel / (EPS + jnp.sqrt(jnp.square(kernel).mean(axes, keepdims=True)))
-
-
-def on_sphere(params: Params) -> Params:
-    """The parameters with all kernels as `sphere` gives them: the same network, but for rounding."""
-
-    def normalised(path: tuple[Any, ...], leaf: Array) -> Array:
-        return sphere(leaf) if path[-1].key == "kernel" else leaf
-
-    return jax.tree_util.tree_map_with_path(normalised, params)
+def on_sphere_init(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "*n d"]:
+    """Normal weights, the weights of each output scaled to a root mean square of one."""
+    return sphere(jax.random.normal(key, shape))
 
 
 def pixel_norm(x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
@@ -253,18 +240,3 @@ def mp_cat(a: Float[Array, "*n c"], b: Float[Array, "*n d"], share: float) -> Fl
     n, m = a.shape[-1], b.shape[-1]
     factor = math.sqrt(n + m) / math.hypot(1 - share, share)
     return jnp.concatenate([a * (factor * (1 - share) / math.sqrt(n)), b * (factor * share / math.sqrt(m))], axis=-1)
-
-
-def fourier(
-    noise: Float[Array, "b"], features: int, frequencies: tuple[float, ...] = (), phases: tuple[float, ...] = ()
-) -> Float[Array, "b features"]:
-    """``sqrt(2) cos(2 pi (f noise + p))``; f and p are constants, drawn where not given. Source: ibid., Eq. 75."""
-    if len(frequencies) not in (0, features) or len(phases) != len(frequencies):
-        raise ValueError(
-            f"{len(frequencies)} frequencies and {len(phases)} phases for {features} features: as many, or none "
-            "(--network.noise-features)"
-        )
-    random = np.random.RandomState(0)
-    f = np.asarray(frequencies or random.standard_normal(features), np.float32)
-    p = np.asarray(phases or random.uniform(size=features), np.float32)
-    return math.sqrt(2) * jnp.cos(2 * jnp.pi * (noise.astype(jnp.float32)[:, None] * f + p))

@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.core.types import Cond
-from jaxdiff.networks.attention import fastest, plain
+from jaxdiff.networks.attention import borrowed, fastest, plain
 from jaxdiff.networks.remat import ATTENTION
 
 PERTURBED = "perturbed"
@@ -137,14 +137,18 @@ def attention(
     v: Float[Array, "b m heads d"],
     kernel: str = "auto",
     mask: Bool[Array, "b m"] | None = None,
+    taken: Int[Array, "b m"] | None = None,
 ) -> Float[Array, "b n heads d"]:
     """Softmax attention; `v` itself where the variable `identity` of `module` in the collection PERTURBED is true.
 
     `kernel`: "auto", the fastest on the program's platform, or "plain", which can be differentiated forward as well.
-    `mask`: the keys that may be seen, at least one for each example; then always the plain kernel.
+    `mask`: the keys that may be seen, at least one for each example; then always the plain kernel. `taken`: keys whose
+    maps are those of another example, see `attention.borrowed`.
     The identity in place of the attention map is what perturbed-attention guidance compares with
     (arXiv:2403.17377, Sec. 4); `apply.identity_attention` makes the collection.
     """
+    if taken is not None:
+        return borrowed(q, k, v, mask, taken)
     simple = kernel == "plain" or mask is not None
     h = checkpoint_name(plain(q, k, v, mask) if simple else fastest(q, k, v), ATTENTION)
     if module.has_variable(PERTURBED, "identity"):

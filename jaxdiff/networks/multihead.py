@@ -8,7 +8,7 @@ Source: arXiv:1706.03762, Sec. 3.2.
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.networks.axes import constrain
 from jaxdiff.networks.layers import attention, dense
@@ -43,11 +43,12 @@ class MultiHead(nn.Module):
         context: Float[Array, "b m e"] | None = None,
         mask: Bool[Array, "b m"] | None = None,
         identity: Bool[Array, ""] | None = None,
+        taken: Int[Array, "b m"] | None = None,
     ) -> Float[Array, "b n c"]:
         """What the tokens of `x` gather from those of `context`, or of `x` itself where it is None.
 
         Of these, `mask` says which may be seen. `identity` puts the identity in place of the attention map, as does
-        the variable of that name (see `layers.attention`); it is for self-attention.
+        the variable of that name (see `layers.attention`); it is for self-attention. `taken`: see `attention.borrowed`.
         """
         b, n, c = x.shape
         source = x if context is None else context
@@ -63,7 +64,7 @@ class MultiHead(nn.Module):
         # Each part of the sequence asks with its own tokens, and sees the keys and values of all.
         q = constrain(q, "batch", "tokens", "heads", None)
         k, v = (constrain(a, "batch", None, "heads", None) for a in (k, v))
-        h = attention(self, q, k, v, self.kernel, mask)
+        h = attention(self, q, k, v, self.kernel, mask, taken)
         if identity is not None:
             h = jnp.where(identity, v, h)
         return dense(c, self.dtype, self.out_gain, "out", self.out_bias)(h.reshape(b, n, -1))

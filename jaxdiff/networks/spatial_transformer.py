@@ -11,7 +11,7 @@ Sources: arXiv:2112.10752, Sec. 3.3 and App. E.2.1; arXiv:2002.05202, Sec. 2 (th
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.networks.axes import constrain
 from jaxdiff.networks.layers import PERTURBED, GroupNorm, conv, dense, kernel_init, scaled
@@ -58,8 +58,13 @@ class SpatialTransformer(nn.Module):
         x: Float[Array, "b h w c"],
         text: Float[Array, "b m e"] | None = None,
         mask: Bool[Array, "b m"] | None = None,
+        words: Int[Array, "b m"] | None = None,
+        pixels: Int[Array, "b"] | None = None,
     ) -> Float[Array, "b h w c"]:
-        """`mask` says which tokens of the text may be seen. Without a text there is no attention to one."""
+        """`mask` says which tokens of the text may be seen. Without a text there is no attention to one.
+
+        `words` and `pixels`: whose maps are taken, as in `text_condition.Text`.
+        """
         b, height, width, c = x.shape
         # The self-attention of all blocks at once, as in `layers.attention`.
         perturbed = self.has_variable(PERTURBED, "identity")
@@ -73,7 +78,9 @@ class SpatialTransformer(nn.Module):
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=self.depth,
         )
-        h, _ = blocks(self.heads, self.gain, self.dtype, self.kernel, name="blocks")(h, text, mask, identity)
+        h, _ = blocks(self.heads, self.gain, self.dtype, self.kernel, name="blocks")(
+            h, text, mask, identity, words, pixels
+        )
         h = self._projection("proj_out", c, 0.0)(h.reshape(x.shape))
         return scaled(x + h, self.skip_scale)
 
@@ -84,7 +91,7 @@ class SpatialTransformer(nn.Module):
 
 
 class Block(nn.Module):
-    """One block, in the shape that `nn.scan` takes: ``(x, text, mask, identity) -> (x, None)``."""
+    """One block, in the shape that `nn.scan` takes: ``(x, *seen) -> (x, None)``."""
 
     heads: int
     gain: float
@@ -98,15 +105,20 @@ class Block(nn.Module):
         text: Float[Array, "b m e"] | None,
         mask: Bool[Array, "b m"] | None,
         identity: Bool[Array, ""] | None,
+        words: Int[Array, "b m"] | None,
+        pixels: Int[Array, "b"] | None,
     ) -> tuple[Float[Array, "b n c"], None]:
         c = x.shape[-1]
 
         def normed(name: str) -> Array:
             return layer_norm(LAYER_NORM_EPS, name)(x).astype(x.dtype)
 
-        x = x + self._attend("self_attention", c)(normed("norm_self"), identity=identity)
+        every = None
+        if pixels is not None:
+            every = jnp.where(pixels[:, None] >= 0, jnp.arange(x.shape[1]), -1)
+        x = x + self._attend("self_attention", c)(normed("norm_self"), identity=identity, taken=every)
         if text is not None:
-            x = x + self._attend("cross_attention", c)(normed("norm_cross"), text.astype(x.dtype), mask)
+            x = x + self._attend("cross_attention", c)(normed("norm_cross"), text.astype(x.dtype), mask, taken=words)
 
         # Values and gates have an axis of their own, so that hidden channels can be spread over devices.
         wide = nn.DenseGeneral(

@@ -6,19 +6,58 @@ Leaves of the condition, all of them optional:
     text_mask [b, n]        1 for a token, 0 for none; absent: all ones
     text_pooled [b, d]      one vector for the text
     size [b, 6]             in pixels: height and width of the original, top and left of the crop, height and width
+    text_words [b, n]       of each token, the token of the text half a batch before whose attention map it takes
+                            (prompt-to-prompt); -1: its own
+    text_pixels [b]         0: the maps between pixels are taken from there as well; -1: its own
+    text_until [b, 2]       the sigma/alpha down to which each of the last two holds
 
-A text that is left out is a text without tokens. Sources: arXiv:2112.10752, Sec. 3.3; arXiv:2307.01952, Sec. 2.2.
+A text that is left out is a text without tokens. Sources: arXiv:2112.10752, Sec. 3.3; arXiv:2307.01952, Sec. 2.2;
+arXiv:2208.01626, Sec. 3.
 """
+
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.core.types import Cond
 from jaxdiff.networks.layers import dense, sinusoid
 
 SIZES = 6
 """Numbers in the leaf "size"."""
+
+
+class Text(NamedTuple):
+    """What transformers attend to; by default nothing."""
+
+    tokens: Float[Array, "b m e"] | None = None
+    mask: Bool[Array, "b m"] | None = None
+    """The tokens that may be seen; None: all."""
+    words: Int[Array, "b m"] | None = None
+    """The tokens whose maps are taken, as in ``text_words``; None: their own."""
+    pixels: Int[Array, "b"] | None = None
+    """Whether the maps between pixels are taken, as in ``text_pixels``; None: their own."""
+
+
+def taken(cond: Cond, null: bool) -> tuple[Int[Array, "b m"] | None, Int[Array, "b"] | None]:
+    """(words, pixels) of a `Text`; `null`: there is a token before all others, which goes with the rest of its text."""
+    words = cond.get("text_words")
+    if words is not None and null:
+        first = jnp.where(jnp.any(words >= 0, axis=1, keepdims=True), 0, -1)
+        words = jnp.concatenate([first, jnp.where(words >= 0, words + 1, -1)], axis=1)
+    return words, cond.get("text_pixels")
+
+
+def until(cond: Cond, ratio: Float[Array, "b"]) -> Cond:
+    """``text_words`` and ``text_pixels`` as they hold at sigma/alpha = `ratio`, without ``text_until``."""
+    if "text_until" not in cond:
+        return cond
+    holds = ratio[:, None] > cond["text_until"]
+    leaves = {name: leaf for name, leaf in cond.items() if name != "text_until"}
+    leaves["text_words"] = jnp.where(holds[:, :1], cond["text_words"], -1)
+    leaves["text_pixels"] = jnp.where(holds[:, 1], cond["text_pixels"], -1)
+    return leaves
 
 
 class TextTokens(nn.Module):

@@ -13,19 +13,17 @@ from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jaxdiff.core.types import Cond
 from jaxdiff.networks.blocks import Attention, Downsample, Resample, ResBlock, Upsample
+from jaxdiff.networks.image_condition import with_image
 from jaxdiff.networks.layers import GroupNorm, NoiseEmbedding, conv, scaled, with_waves
 from jaxdiff.networks.remat import recomputed
 from jaxdiff.networks.resample import depth_to_space, downsample, smooth, space_to_depth, upsample
 from jaxdiff.networks.spatial_transformer import SpatialTransformer
-from jaxdiff.networks.text_condition import PooledEmbedding, TextTokens
+from jaxdiff.networks.text_condition import PooledEmbedding, Text, TextTokens, taken
 from jaxdiff.networks.text_transformer import TextTransformer, read_text
-
-Text = tuple[Float[Array, "b m e"] | None, Bool[Array, "b m"] | None]
-"""The tokens of the texts, and which of them may be seen; None for no texts, and for all tokens."""
 
 
 class UNet(nn.Module):
@@ -68,6 +66,8 @@ class UNet(nn.Module):
     """Channels of the text's one vector, which joins the embedding; 0 for none."""
     text_encoder: TextTransformer | None = None
     """Reads captions as tokens and learns with this network; None where the text's features are given."""
+    image_channels: int = 0
+    """Channels of a picture that is seen beside x; 0 for none."""
     size_features: int = 0
     """Sinusoids of each of the six sizes, which join the embedding (256 in SDXL); 0 for none."""
     dropout: float = 0.0
@@ -140,11 +140,13 @@ class UNet(nn.Module):
         cond = read_text(self.text_encoder, cond, x.shape[0])
         out_channels = x.shape[-1] * (2 if self.learned_variance else 1)
         emb = nn.silu(self._embedding(noise, cond))
-        text: Text = None, None
+        text = Text()
         if self.text_width:
-            text = TextTokens(self.text_width, self.text_null, name="text")(cond, x.shape[0])
+            tokens = TextTokens(self.text_width, self.text_null, name="text")(cond, x.shape[0])
+            text = Text(*tokens, *taken(cond, self.text_null))
 
-        inputs = space_to_depth(with_waves(x, self.fourier_features), self.patch)
+        seen = with_image(with_waves(x, self.fourier_features), cond, self.image_channels)
+        inputs = space_to_depth(seen, self.patch)
         h, skips = self._encode(inputs.astype(self.dtype), emb, text, train)
         h = self._block("middle_0", h.shape[-1])(h, emb, train)
         if self.middle_transformer:

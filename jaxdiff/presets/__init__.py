@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from jaxdiff.config import Config
-from jaxdiff.presets import cifar10, emoji, imagenet64, imagenet256, subject
+from jaxdiff.presets import cifar10, emoji, imagenet64, imagenet256, medical, subject
 
 PRESETS: Mapping[str, Callable[[], Config]] = {
     preset.__name__: preset
@@ -14,9 +14,13 @@ PRESETS: Mapping[str, Callable[[], Config]] = {
         emoji.emoji_text_minilm,
         emoji.emoji64_vae,
         emoji.emoji_text_latent,
+        emoji.emoji_sr,
         emoji.emoji_vdm,
+        emoji.emoji_edm2,
         emoji.fashion_mnist,
         emoji.fashion_mnist_classifier,
+        medical.pneumonia_mnist,
+        medical.pneumonia_mnist_normal,
         subject.dreambooth,
         subject.textual_inversion,
         cifar10.cifar10_ddpm,
@@ -28,6 +32,7 @@ PRESETS: Mapping[str, Callable[[], Config]] = {
         cifar10.cifar10_flow,
         imagenet64.imagenet64_adm,
         imagenet64.imagenet64_edm,
+        imagenet64.imagenet64_edm2_s,
         imagenet256.imagenet256_dit_s2,
         imagenet256.imagenet256_dit_b2,
         imagenet256.imagenet256_dit_l2,

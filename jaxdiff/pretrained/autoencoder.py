@@ -12,7 +12,7 @@ layers here. What a model's latents are to diffusion is in its config: ``(z - sh
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -23,14 +23,15 @@ import numpy as np
 from jaxdiff.core.codec import Codec, Images, Latents, Opened, Posterior, normalised
 from jaxdiff.core.types import Params
 from jaxdiff.networks.autoencoder import AutoencoderKL
+from jaxdiff.networks.vq import VQModel
 from jaxdiff.pretrained import exchange
+from jaxdiff.pretrained.autoencoder_config import CONFIG, Scaling, autoencoder_config, scaling_of
 from jaxdiff.pretrained.exchange import Origin, Shape
 from jaxdiff.pretrained.folders import WEIGHTS
 from jaxdiff.pretrained.pickles import refusing
-from jaxdiff.pretrained.vit import Rules, rename
+from jaxdiff.pretrained.vit import Rules, new_name, rename
 from jaxdiff.pretrained.weights import Where, read_weights, sha256, torch_name
 
-CONFIG = "config.json"
 OURS: Rules = (
     (r"^encoder\.quant\.", "quant_conv."),
     (r"^decoder\.quant\.", "post_quant_conv."),
@@ -66,17 +67,10 @@ OLDER: Rules = (
     (r"\.mid\.attn_1\.", ".mid_block.attentions.0.to_"),
     (r"\.nin_shortcut\.", ".conv_shortcut."),
 )
-"""From other naming schemes to diffusers'; the decoder's levels are numbered in `diffusers_names`."""
+"""From other naming schemes to diffusers'; the decoder's levels are numbered in `to_diffusers`."""
 
 PREFIXES = ("first_stage_model.", "vae.")
 """Before the autoencoder's names in a file of a whole model."""
-
-
-class Scaling(NamedTuple):
-    """How a model's latents are brought to what diffusion sees, ``(z - mean) / std``; of each channel, or of all."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 class Published(NamedTuple):
@@ -96,85 +90,6 @@ PUBLISHED: Mapping[str, Published] = {
 """For files without a config: Stable Diffusion 1 and 2, SDXL, SD3 and 3.5, FLUX.1."""
 
 
-def autoencoder_config(config: Mapping[str, object]) -> AutoencoderKL:
-    """The network of a published config.json. Raises ValueError that names a field which cannot be honoured."""
-    known = {"sample_size", "force_upcast", "scaling_factor", "shift_factor", "latents_mean", "latents_std"}
-
-    def field(name: str, default: object) -> object:
-        known.add(name)
-        return config.get(name, default)
-
-    def whole(name: str, default: int) -> int:
-        value = field(name, default)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{CONFIG}: {name} = {value!r} is not allowed: a positive integer")
-        return value
-
-    def wanted(name: str, default: object, allowed: object) -> None:
-        if (value := field(name, default)) != allowed:
-            raise ValueError(f"{CONFIG}: {name} = {value!r} is not supported, but {allowed!r}")
-
-    widths = field("block_out_channels", [64])
-    if not isinstance(widths, Sequence) or not all(isinstance(width, int) for width in widths) or not widths:
-        raise ValueError(f"{CONFIG}: block_out_channels = {widths!r} is not allowed: integers")
-    wanted("_class_name", "AutoencoderKL", "AutoencoderKL")
-    wanted("act_fn", "silu", "silu")
-    wanted("down_block_types", ["DownEncoderBlock2D"], ["DownEncoderBlock2D"] * len(widths))
-    wanted("up_block_types", ["UpDecoderBlock2D"], ["UpDecoderBlock2D"] * len(widths))
-    channels, quant = whole("in_channels", 3), bool(field("use_quant_conv", True))
-    wanted("out_channels", 3, channels)
-    wanted("use_post_quant_conv", True, quant)
-    network = AutoencoderKL(
-        latents=whole("latent_channels", 4),
-        widths=tuple(widths),
-        blocks_per_level=whole("layers_per_block", 1),
-        channels=channels,
-        groups=whole("norm_num_groups", 32),
-        quant=quant,
-        middle_attention=bool(field("mid_block_add_attention", True)),
-    )
-    for name in config:
-        if name not in known and not name.startswith("_"):
-            raise ValueError(f"{CONFIG}: {name} = {config[name]!r} is not known")
-    return network
-
-
-def scaling_of(config: Mapping[str, object]) -> Scaling:
-    """What the config says of the latents: their statistics by channel, or one factor and shift."""
-    factor = config.get("scaling_factor", 0.18215)
-    mean, std = config.get("latents_mean"), config.get("latents_std")
-    if not isinstance(factor, float | int) or not factor:
-        raise ValueError(f"{CONFIG}: scaling_factor = {factor!r} is not allowed: a number other than 0")
-    if isinstance(mean, Sequence) and isinstance(std, Sequence):
-        return Scaling(tuple(map(float, mean)), tuple(float(s) / factor for s in std))
-    shift = config.get("shift_factor") or 0.0
-    if not isinstance(shift, float | int):
-        raise ValueError(f"{CONFIG}: shift_factor = {shift!r} is not allowed: a number")
-    return Scaling((float(shift),), (1 / factor,))
-
-
-def config_json(network: AutoencoderKL, scaling_factor: float = 1.0, shift_factor: float = 0.0) -> dict[str, object]:
-    """The config.json with which diffusers reads what `dump` gives: the inverse of `autoencoder_config`."""
-    levels = len(network.widths)
-    return {
-        "_class_name": "AutoencoderKL",
-        "act_fn": "silu",
-        "block_out_channels": list(network.widths),
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "in_channels": network.channels,
-        "latent_channels": network.latents,
-        "layers_per_block": network.blocks_per_level,
-        "mid_block_add_attention": network.middle_attention,
-        "norm_num_groups": network.groups,
-        "out_channels": network.channels,
-        "scaling_factor": scaling_factor,
-        "shift_factor": shift_factor,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "use_post_quant_conv": network.quant,
-        "use_quant_conv": network.quant,
-    }
-
-
 def load(arrays: Mapping[str, np.ndarray], network: AutoencoderKL) -> Params:
     """Parameters from the tensors of a file in any of the namings, of the autoencoder alone or of a whole model.
 
@@ -189,7 +104,7 @@ def dump(params: Params, network: AutoencoderKL) -> dict[str, np.ndarray]:
     return exchange.dump(params, origins)
 
 
-def shapes_of(network: AutoencoderKL) -> Mapping[str, object]:
+def shapes_of(network: AutoencoderKL | VQModel) -> Mapping[str, object]:
     """The shapes of the network's parameters."""
     image = jax.ShapeDtypeStruct((1, network.factor, network.factor, network.channels), jnp.float32)
     return jax.eval_shape(network.init, jax.random.key(0), image)["params"]
@@ -198,10 +113,7 @@ def shapes_of(network: AutoencoderKL) -> Mapping[str, object]:
 def origins(path: Where, shape: Shape) -> Origin:
     """The tensor of a parameter by diffusers' name."""
     del shape
-    name = torch_name(path)
-    for pattern, replacement in OURS:
-        name = re.sub(pattern, replacement, name)
-    return Origin((name,))
+    return Origin((new_name(torch_name(path), OURS),))
 
 
 def diffusers_names(arrays: Mapping[str, np.ndarray], levels: int) -> dict[str, np.ndarray]:
@@ -209,17 +121,52 @@ def diffusers_names(arrays: Mapping[str, np.ndarray], levels: int) -> dict[str, 
     for prefix in PREFIXES:
         own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
         arrays = own or arrays
-    sizes: Rules = tuple(
-        (rf"^decoder\.up\.{k}\.{theirs}\.", f"decoder.up_blocks.{levels - 1 - k}.{new}.")
-        for k in range(levels)
-        for theirs, new in (("block", "resnets"), ("upsample", "upsamplers.0"))
-    )
-    renamed = rename(arrays, OLDER + sizes)
+    renamed = rename(arrays, to_diffusers(levels))
     attention = ".mid_block.attentions.0.to_"
     return {
         name: array.reshape(array.shape[:2]) if attention in name and array.ndim > 2 else array
         for name, array in renamed.items()
     }
+
+
+def to_diffusers(levels: int) -> Rules:
+    """From the names of another scheme to diffusers', of a network of so many sizes."""
+    sizes: Rules = tuple(
+        (rf"^decoder\.up\.{k}\.{theirs}\.", f"decoder.up_blocks.{levels - 1 - k}.{new}.")
+        for k in range(levels)
+        for theirs, new in (("block", "resnets"), ("upsample", "upsamplers.0"))
+    )
+    return OLDER + sizes
+
+
+def count_levels(names: Iterable[str]) -> int:
+    """Sizes of the network whose tensors have these names, of any scheme. Raises ValueError where they tell none."""
+    found = [int(match[1]) for name in names if (match := re.match(r"encoder\.down(?:_blocks)?\.(\d+)\.", name))]
+    if not found:
+        raise ValueError("weights of another network: encoder.down.0 is missing")
+    return 1 + max(found)
+
+
+def network_of(arrays: Mapping[str, np.ndarray]) -> AutoencoderKL:
+    """The network of tensors by diffusers' names, with 32 groups in its norms as all published ones have.
+
+    Raises ValueError where a tensor that tells it is missing.
+    """
+
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in arrays or arrays[name].ndim != 4:
+            raise ValueError(f"weights of another network: {name} is missing, or is no convolution")
+        return arrays[name].shape
+
+    first = re.compile(r"encoder\.down_blocks\.0\.resnets\.\d+\.conv1\.weight")
+    return AutoencoderKL(
+        latents=shape("decoder.conv_in.weight")[1],
+        widths=tuple(shape(f"encoder.down_blocks.{i}.resnets.0.conv1.weight")[0] for i in range(count_levels(arrays))),
+        blocks_per_level=sum(1 for name in arrays if first.fullmatch(name)),
+        channels=shape("encoder.conv_in.weight")[1],
+        quant="quant_conv.weight" in arrays,
+        middle_attention=any(".mid_block.attentions." in name for name in arrays),
+    )
 
 
 def open_autoencoder(text: str) -> Opened:

@@ -1,4 +1,4 @@
-"""CLIP's published weights, in transformers' naming and in OpenAI's (and OpenCLIP's), and its tokenizer.
+"""CLIP's published weights, in transformers' naming and in OpenAI's (and OpenCLIP's).
 
 A file may hold both towers or one: transformers' `CLIPTextModel`, which is what the text-to-image models ship,
 has the names of the text tower in `CLIPModel`, without the projection, and in newer files without "text_model".
@@ -6,23 +6,23 @@ has the names of the text tower in `CLIPModel`, without the projection, and in n
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from jaxdiff.core.types import Params
 from jaxdiff.networks import clip
 from jaxdiff.networks.clip import CLIP, TextTower, VisionTower
 from jaxdiff.networks.feature_net import FeatureNet, Features, resized
 from jaxdiff.networks.pillow_resize import PILLOW_BICUBIC
+from jaxdiff.pretrained import both_ways
+from jaxdiff.pretrained.both_ways import Pairs, rules
+from jaxdiff.pretrained.clip_text import read_tokenizer
 from jaxdiff.pretrained.vit import Rules, join, rename, stacked_layout
 from jaxdiff.pretrained.weights import fill, read_weights, sha256
-
-Tokenize: TypeAlias = Callable[[Sequence[str]], Int[np.ndarray, "b n"]]
-"""Texts to tokens, all of one length."""
 
 NETWORKS: Mapping[str, CLIP] = {
     "clip-b32": clip.CLIP_B32,
@@ -34,25 +34,32 @@ NETWORKS: Mapping[str, CLIP] = {
 
 FILES = "model.safetensors of transformers' CLIPModel"
 
-TRANSFORMERS: Rules = (
-    (r"^(vision|text)_model\.embeddings\.position_ids$", ""),  # 0, 1, 2, ... in older files
-    (r"^vision_model\.embeddings\.class_embedding$", "vision.cls"),
-    (r"^vision_model\.embeddings\.patch_embedding\.", "vision.patches."),
-    (r"^text_model\.embeddings\.token_embedding\.", "text.tokens."),
-    (r"^(vision|text)_model\.embeddings\.position_embedding\.weight$", r"\1.positions"),
-    (r"^vision_model\.pre_layrnorm\.", "vision.norm_in."),
-    (r"^vision_model\.post_layernorm\.", "vision.norm_out."),
-    (r"^text_model\.final_layer_norm\.", "text.norm_out."),
-    (r"^visual_projection\.weight$", "vision.projection.weight"),
-    (r"^text_projection\.weight$", "text.projection.weight"),
-    (r"^(vision|text)_model\.encoder\.layers\.(\d+)\.", r"\1.blocks.\2."),
-    (r"\.layer_norm1\.", ".norm_0."),
-    (r"\.layer_norm2\.", ".norm_1."),
-    (r"\.self_attn\.(q|k|v)_proj\.", r".\1."),
-    (r"\.self_attn\.out_proj\.", ".out."),
-    (r"\.mlp\.fc1\.", ".mlp_0."),
-    (r"\.mlp\.fc2\.", ".mlp_1."),
+PAIRS: Pairs = (
+    ("vision_model.embeddings.class_embedding", "vision.cls"),
+    ("vision_model.embeddings.patch_embedding.", "vision.patches."),
+    ("vision_model.embeddings.position_embedding.weight", "vision.positions"),
+    ("vision_model.pre_layrnorm.", "vision.norm_in."),
+    ("vision_model.post_layernorm.", "vision.norm_out."),
+    ("vision_model.encoder.layers.", "vision.blocks."),
+    ("visual_projection.", "vision.projection."),
+    ("text_model.embeddings.token_embedding.", "text.tokens."),
+    ("text_model.embeddings.position_embedding.weight", "text.positions"),
+    ("text_model.final_layer_norm.", "text.norm_out."),
+    ("text_model.encoder.layers.", "text.blocks."),
+    ("text_projection.", "text.projection."),
+    (".layer_norm1.", ".norm_0."),
+    (".layer_norm2.", ".norm_1."),
+    (".self_attn.q_proj.", ".q."),
+    (".self_attn.k_proj.", ".k."),
+    (".self_attn.v_proj.", ".v."),
+    (".self_attn.out_proj.", ".out."),
+    (".mlp.fc1.", ".mlp_0."),
+    (".mlp.fc2.", ".mlp_1."),
 )
+"""transformers' names, and ours."""
+
+NUMBERS = ((r"^(vision|text)_model\.embeddings\.position_ids$", ""),)
+"""0, 1, 2, ... in older files."""
 
 OPENAI: Rules = (
     ("^(input_resolution|context_length|vocab_size)$", ""),  # numbers, stored beside the weights
@@ -102,31 +109,9 @@ def load_text(tensors: Mapping[str, np.ndarray], tower: TextTower) -> Params:
     return fill(_of_one("text", tensors), shapes, layout=stacked_layout)
 
 
-def read_tokenizer(path: Path, length: int = 77, pad: int | None = None) -> Tokenize:
-    """A function from texts to int32 tokens ``[b, length]``, by the model's `tokenizer.json`.
-
-    Each text becomes start, its words, end; longer ones are cut before the end, shorter ones filled up with
-    `pad`: None is the end again (Stable Diffusion 1), 0 what OpenAI's own tokenizer and SDXL's second use. No
-    embedding depends on it, but hidden states do. Raises ValueError for a file that puts no start and end.
-    """
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(path))
-    empty = tokenizer.encode("").ids
-    start, end = (tokenizer.token_to_id(word) for word in ("<|startoftext|>", "<|endoftext|>"))
-    if start is None or end is None or empty[:1] != [start] or empty[1:2] != [end]:
-        raise ValueError(f"{path}: an empty text has the tokens {empty}, not start and end: use CLIP's tokenizer.json")
-    tokenizer.enable_truncation(max_length=length)
-    tokenizer.no_padding()
-    fill = end if pad is None else pad
-
-    def tokenize(texts: Sequence[str]) -> Int[np.ndarray, "b n"]:
-        tokens = np.full((len(texts), length), fill, np.int32)
-        for row, encoding in zip(tokens, tokenizer.encode_batch(list(texts)), strict=True):
-            row[: len(encoding.ids)] = encoding.ids
-        return tokens
-
-    return tokenize
+def dump(params: Mapping[str, object]) -> dict[str, np.ndarray]:
+    """The tensors of transformers' file of these towers, "vision" or "text" or both: what was loaded, bit for bit."""
+    return both_ways.dump(params, PAIRS)
 
 
 def open_clip(spec: str, path: Path) -> FeatureNet:
@@ -166,7 +151,7 @@ def open_clip_text(spec: str, path: Path, tokenizer: Path) -> Callable[[Sequence
 
 
 def _flat(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    flat = join(rename(tensors, TRANSFORMERS + OPENAI))
+    flat = join(rename(tensors, NUMBERS + rules(PAIRS) + OPENAI))
     for tower in ("vision", "text"):
         if f"{tower}.projection.matrix" in flat:  # OpenAI multiplies from the right
             flat[f"{tower}.projection.weight"] = flat.pop(f"{tower}.projection.matrix").T

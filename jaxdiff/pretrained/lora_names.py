@@ -8,7 +8,7 @@ where one layer may be several of ours, one after the other: query, key and valu
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -25,6 +25,7 @@ from jaxdiff.networks.unet import UNet
 from jaxdiff.pretrained import dit, exchange, flux, mmdit, pixart, rows
 from jaxdiff.pretrained.exchange import Origin, Origins, Shape
 from jaxdiff.pretrained.rows import Row
+from jaxdiff.pretrained.single_transformers import FLUX, FLUX_GROUPS, SD3, SD3_GROUPS, layers_of
 from jaxdiff.pretrained.unet_names import diffusers_names, original_names
 from jaxdiff.pretrained.weights import Where, torch_name
 
@@ -55,7 +56,7 @@ def finder(network: object) -> Find:
 
     def find(path: Where, shape: Shape) -> Published:
         try:
-            return _by_origins(table, path, shape) if callable(table) else _by_rows(table, path, shape)
+            return _by_origins(table, path, shape)
         except ValueError:  # the published networks have no such part
             return _by_own_name(path, shape)
 
@@ -74,7 +75,7 @@ def aliases(network: object, shapes: Mapping[str, object]) -> Aliases:
             found[names[0]] = tuple(layers)
         elif len(names) == len(layers):
             found |= {name: (layer,) for name, layer in zip(names, layers, strict=True)}
-    for pattern, several in ORIGINAL_STREAMS.get(type(network), ()):
+    for pattern, several in ORIGINAL_STREAMS.get(type(network), {}).items():
         for layer in list(found):
             if match := re.fullmatch(several[0].replace(".", r"\.").replace("{}", r"(\d+)"), layer):
                 names = tuple(name.format(*match.groups()) for name in several)
@@ -90,53 +91,40 @@ def kernels(shapes: Mapping[str, object]) -> list[tuple[Where, Shape]]:
     return [(path, shape) for path, shape in named if path[-1] == "kernel"]
 
 
-def _table(network: object) -> Origins | Sequence[Row]:
+def _table(network: object) -> Origins:
     match network:
         case UNet():
             return diffusers_names(network)
         case MMDiT():
-            return mmdit.rows(network)
+            return rows.origins(mmdit.rows(network))
         case Flux():
-            return flux.rows(network)
+            return rows.origins(flux.rows(network))
         case PixArt():
-            return pixart.rows(network)
+            return rows.origins(pixart.rows(network))
         case DiT():
-            return dit.rows(network)
-    return ()
+            return rows.origins(dit.rows(network))
+    return rows.origins(())
 
 
 def _by_origins(origins: Origins, path: Where, shape: Shape) -> Published:
-    origin = origins(path, shape)
-    part = exchange.torch_shape(path, exchange.piece_shape(shape, origin), origin.ones)
+    abstract = _tree(path, jax.ShapeDtypeStruct(shape, np.float32))
 
     def load(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        return np.asarray(
-            _at(exchange.load(arrays, _tree(path, jax.ShapeDtypeStruct(shape, np.float32)), origins), path)
-        )
+        return np.asarray(_at(exchange.load(arrays, abstract, origins), path))
 
     def dump(at: Where, array: np.ndarray) -> Mapping[str, np.ndarray]:
         return exchange.dump(_tree(at, jnp.asarray(array)), origins)
 
-    return Published(dict.fromkeys(origin.names, part), load, dump)
-
-
-def _by_rows(table: Sequence[Row], path: Where, shape: Shape) -> Published:
-    def load(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        return np.asarray(_at(rows.load(arrays, _tree(path, jax.ShapeDtypeStruct(shape, np.float32)), table), path))
-
-    def dump(at: Where, array: np.ndarray) -> Mapping[str, np.ndarray]:
-        return rows.dump(_tree(at, jnp.asarray(array)), table)
-
-    return Published(rows.published(_tree(path, jax.ShapeDtypeStruct(shape, np.float32)), table), load, dump)
+    return Published(exchange.torch_shapes(abstract, origins), load, dump)
 
 
 def _by_own_name(path: Where, shape: Shape) -> Published:
-    blocks = range(shape[0]) if stacked(path) else None
     if is_convolution(path, shape):
         return _by_origins(lambda at, _: Origin((torch_name(at),)), path, shape)
+    blocks = range(shape[0]) if stacked(path) else None
     at = next((i for i, name in enumerate(path) if name.endswith("blocks")), 0)
     layer = path[:-1] if blocks is None else (*path[: at + 1], "{}", *path[at + 1 : -1])
-    return _by_rows((Row(".".join(path[:-1]), (".".join(layer),), blocks),), path, shape)
+    return _by_origins(rows.origins((Row(".".join(path[:-1]), (".".join(layer),), blocks),)), path, shape)
 
 
 def _tree(path: Where, leaf: object) -> Mapping[str, object]:
@@ -169,47 +157,8 @@ def _original(network: object) -> Callable[[Where, Shape], tuple[str, ...]]:
     return names
 
 
-FLUX, SINGLE = "transformer_blocks.{}.", "single_transformer_blocks.{}."
-
-ORIGINAL_STREAMS: Mapping[type, Sequence[tuple[str, tuple[str, ...]]]] = {
-    Flux: (
-        ("double_blocks.{}.img_attn.qkv", tuple(f"{FLUX}attn.to_{part}" for part in "qkv")),
-        ("double_blocks.{}.txt_attn.qkv", tuple(f"{FLUX}attn.add_{part}_proj" for part in "qkv")),
-        ("double_blocks.{}.img_attn.proj", (f"{FLUX}attn.to_out.0",)),
-        ("double_blocks.{}.txt_attn.proj", (f"{FLUX}attn.to_add_out",)),
-        ("double_blocks.{}.img_mlp.0", (f"{FLUX}ff.net.0.proj",)),
-        ("double_blocks.{}.img_mlp.2", (f"{FLUX}ff.net.2",)),
-        ("double_blocks.{}.txt_mlp.0", (f"{FLUX}ff_context.net.0.proj",)),
-        ("double_blocks.{}.txt_mlp.2", (f"{FLUX}ff_context.net.2",)),
-        ("double_blocks.{}.img_mod.lin", (f"{FLUX}norm1.linear",)),
-        ("double_blocks.{}.txt_mod.lin", (f"{FLUX}norm1_context.linear",)),
-        (
-            "single_blocks.{}.linear1",
-            (*(f"{SINGLE}attn.to_{part}" for part in "qkv"), f"{SINGLE}proj_mlp"),
-        ),
-        ("single_blocks.{}.linear2", (f"{SINGLE}proj_out",)),
-        ("single_blocks.{}.modulation.lin", (f"{SINGLE}norm.linear",)),
-        ("img_in", ("x_embedder",)),
-        ("txt_in", ("context_embedder",)),
-        ("final_layer.linear", ("proj_out",)),
-    ),
-    MMDiT: (
-        ("joint_blocks.{}.x_block.attn.qkv", tuple(f"{FLUX}attn.to_{part}" for part in "qkv")),
-        ("joint_blocks.{}.x_block.attn2.qkv", tuple(f"{FLUX}attn2.to_{part}" for part in "qkv")),
-        ("joint_blocks.{}.context_block.attn.qkv", tuple(f"{FLUX}attn.add_{part}_proj" for part in "qkv")),
-        ("joint_blocks.{}.x_block.attn.proj", (f"{FLUX}attn.to_out.0",)),
-        ("joint_blocks.{}.x_block.attn2.proj", (f"{FLUX}attn2.to_out.0",)),
-        ("joint_blocks.{}.context_block.attn.proj", (f"{FLUX}attn.to_add_out",)),
-        ("joint_blocks.{}.x_block.mlp.fc1", (f"{FLUX}ff.net.0.proj",)),
-        ("joint_blocks.{}.x_block.mlp.fc2", (f"{FLUX}ff.net.2",)),
-        ("joint_blocks.{}.context_block.mlp.fc1", (f"{FLUX}ff_context.net.0.proj",)),
-        ("joint_blocks.{}.context_block.mlp.fc2", (f"{FLUX}ff_context.net.2",)),
-        ("joint_blocks.{}.x_block.adaLN_modulation.1", (f"{FLUX}norm1.linear",)),
-        ("x_embedder.proj", ("pos_embed.proj",)),
-        ("final_layer.linear", ("proj_out",)),
-    ),
+ORIGINAL_STREAMS: Mapping[type, Mapping[str, tuple[str, ...]]] = {
+    Flux: layers_of(FLUX, FLUX_GROUPS),
+    MMDiT: layers_of(SD3, SD3_GROUPS),
 }
-"""What the original programs call the layers of networks with two streams, and so do LoRA files made by their users.
-
-The modulations of the ends are left out: there scales come before shifts, and after them in diffusers.
-"""
+"""What the original programs call the layers of networks with two streams, and so do LoRA files made by their users."""

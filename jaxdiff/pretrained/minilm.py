@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from jaxdiff.core.types import Params
 from jaxdiff.networks.bert import Bert
 from jaxdiff.pretrained.pickles import refusing
+from jaxdiff.pretrained.tokens import from_json, rows_by
 from jaxdiff.pretrained.vit import Rules, join, rename, stacked_layout
 from jaxdiff.pretrained.weights import fill, read_weights, sha256
 
@@ -62,6 +63,8 @@ class TextEncoder(NamedTuple):
     """Tokens of every text, with its beginning and end; longer ones are cut."""
     width: int
     """Channels of a token."""
+    ids: Callable[[Sequence[str]], Int[np.ndarray, "b n"]]
+    """The tokens themselves, -1 where there is none."""
 
 
 def packaged() -> Path | None:
@@ -103,7 +106,11 @@ def open_minilm(length: int, path: Path | None = None) -> TextEncoder:
         features, pooled = apply(params, tokens, mask)
         return TextFeatures(np.asarray(features), mask.astype(np.float32), np.asarray(pooled))
 
-    return TextEncoder(encode, sha256(file), length, NETWORK.width)
+    def ids(texts: Sequence[str]) -> Int[np.ndarray, "b n"]:
+        tokens, mask = tokenize(texts)
+        return np.where(mask, tokens, -1)
+
+    return TextEncoder(encode, sha256(file), length, NETWORK.width, ids)
 
 
 def pool(
@@ -119,21 +126,5 @@ def read_tokenizer(
     path: Path, length: int
 ) -> Callable[[Sequence[str]], tuple[Int[np.ndarray, "b n"], Bool[np.ndarray, "b n"]]]:
     """A function from texts to (int32 tokens, which of them there are), both [b, length]. Longer texts are cut."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise ValueError("captions need the package tokenizers: pip install tokenizers (--text)") from error
-
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.enable_truncation(max_length=length)
-    tokenizer.no_padding()
-
-    def tokenize(texts: Sequence[str]) -> tuple[Int[np.ndarray, "b n"], Bool[np.ndarray, "b n"]]:
-        tokens = np.zeros((len(texts), length), np.int32)
-        mask = np.zeros((len(texts), length), bool)
-        for i, encoding in enumerate(tokenizer.encode_batch(list(texts))):
-            tokens[i, : len(encoding.ids)] = encoding.ids
-            mask[i, : len(encoding.ids)] = True
-        return tokens, mask
-
-    return tokenize
+    tokenize = rows_by(from_json(path), length, 0)
+    return lambda texts: tokenize(texts)[:2]

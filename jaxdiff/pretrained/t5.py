@@ -4,6 +4,7 @@ The embeddings of the tokens stand in a file once or twice, "shared.weight" and 
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 import jax
@@ -12,8 +13,9 @@ import numpy as np
 
 from jaxdiff.core.types import Params
 from jaxdiff.networks.t5 import T5
-from jaxdiff.pretrained import both_ways
+from jaxdiff.pretrained import both_ways, sentencepiece
 from jaxdiff.pretrained.both_ways import Pairs, rules
+from jaxdiff.pretrained.tokens import Tokenize, from_json, rows_by
 from jaxdiff.pretrained.vit import join, rename, stacked_layout
 from jaxdiff.pretrained.weights import fill
 
@@ -32,6 +34,8 @@ PAIRS: Pairs = (
     (".layer.1.DenseReluDense.wi_1.", ".mlp_value."),
     (".layer.1.DenseReluDense.wo.", ".mlp_out."),
 )
+
+END, PAD = "</s>", "<pad>"
 
 OTHERS = ((r"^decoder\..*$", ""), (r"^lm_head\..*$", ""))
 """The other half of a whole T5."""
@@ -86,3 +90,23 @@ def dump(params: Mapping[str, object], network: T5) -> dict[str, np.ndarray]:
     """The tensors of a `T5EncoderModel`'s file, the embeddings once: what `load` was given, bit for bit."""
     del network
     return both_ways.dump(params, PAIRS)
+
+
+def open_tokenizer(folder: Path, length: int) -> Tokenize:
+    """The tokenizer in a folder of transformers', a tokenizer.json or a spiece.model.
+
+    Each text becomes its pieces and the end, and is filled up with pads. Raises FileNotFoundError where there is none,
+    ValueError for another kind.
+    """
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        tokenizer = from_json(file)
+    else:
+        file = folder / "spiece.model"
+        if not file.is_file():
+            raise FileNotFoundError(f"there is no {folder / 'tokenizer.json'}, and no spiece.model beside it")
+        tokenizer = sentencepiece.read(file, END)
+    end, pad, empty = tokenizer.token_to_id(END), tokenizer.token_to_id(PAD), tokenizer.encode("").ids
+    if end is None or pad is None or empty != [end]:
+        raise ValueError(f"{file}: an empty text has the tokens {empty}, not the end alone: use T5's tokenizer")
+    return rows_by(tokenizer, length, pad)

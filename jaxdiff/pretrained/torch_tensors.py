@@ -66,6 +66,8 @@ def names() -> Names:
         ("torch._utils", "_rebuild_parameter"): Builder(_parameter),
         # The flags of a training, which lie beside its weights in many files. Read as an empty dictionary.
         ("argparse", "Namespace"): State,
+        # The class by which a trainer's file, such as Stable Diffusion's, keeps the state of what it called back.
+        ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"): State,
         ("torch", "Size"): Builder(tuple),
         ("torch.storage", "UntypedStorage"): Dtype("uint8"),
         **{("torch", name): Dtype(dtype) for name, dtype in STORAGES.items()},

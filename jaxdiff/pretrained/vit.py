@@ -22,14 +22,19 @@ def rename(tensors: Mapping[str, np.ndarray], rules: Rules) -> dict[str, np.ndar
     """The tensors by the names that the rules make of theirs; those whose new name is empty are left out."""
     renamed = {}
     for name, tensor in tensors.items():
-        new = name
-        for pattern, replacement in rules:
-            new = re.sub(pattern, replacement, new)
+        new = new_name(name, rules)
         if new in renamed:
             raise ValueError(f"weights: {name} is a second {new}: the file mixes two naming schemes, use another file")
         if new:
             renamed[new] = np.asarray(tensor)
     return renamed
+
+
+def new_name(name: str, rules: Rules) -> str:
+    """What the rules make of a name."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def join(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

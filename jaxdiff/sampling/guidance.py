@@ -1,6 +1,7 @@
 """Guidance: two beliefs about one x, and a rule that makes one of them.
 
     guided(pair(apply, params, prediction, cond), cfg(scale))        classifier-free
+    guided(composed(apply, ..., cond, also), cfg(scale))             several conditions at once
     guided(pair_of(main, weaker), cfg(scale))                        autoguidance
     guided(pair_of(main, perturbed), pag(scale))                     perturbed attention
 
@@ -9,7 +10,7 @@ a weighted mean of the two (weights summing to 1, which keeps x = alpha x0 + sig
 `gaussian.from_x0` or `gaussian.estimate`. The rules other than `cfg` are in `guidance_rules.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -32,23 +33,62 @@ Scale = float | Float[Array, ""] | Float[Array, "b"]
 """The strength of guidance: one for all, or one per image; may be traced. 1 is none."""
 
 
+def beliefs_of(
+    apply: ApplyFn, params: Params, prediction: Prediction, conds: Sequence[Cond]
+) -> Callable[[Image, Level, Level], tuple[Estimate, ...]]:
+    """``(x, cur, nxt) -> `` what is believed under each of k conditions, in one network call on a batch of k b."""
+    k = len(conds)
+    # Each image's rows are neighbours, so that a batch sharded over devices stays where it is.
+    rows = {
+        name: jnp.stack([cond[name] for cond in conds], axis=1).reshape(-1, *leaf.shape[1:])
+        for name, leaf in conds[0].items()
+    }
+    denoise = denoiser(apply, params, prediction, rows)
+
+    def level_of_all(level: Level) -> Level:
+        return jax.tree.map(lambda a: jnp.repeat(a, k) if a.ndim else a, level)
+
+    def beliefs(x: Image, cur: Level, nxt: Level) -> tuple[Estimate, ...]:
+        together = denoise(jnp.repeat(x, k, axis=0), *(level_of_all(level) for level in (cur, nxt)))
+        apart = jax.tree.map(lambda a: a.reshape(-1, k, *a.shape[1:]), together)
+        return tuple(jax.tree.map(lambda a, i=i: a[:, i], apart) for i in range(k))
+
+    return beliefs
+
+
 def pair(apply: ApplyFn, params: Params, prediction: Prediction, cond: Cond, negative: Cond | None = None) -> Pair:
     """main with `cond` and ref with the absent condition, in one network call on a batch of 2b.
 
     `negative`: leaves of the condition that ref has in place of absent ones (a negative prompt).
     """
-    other = {**absent(cond), **(negative or {})}
-    # Each image's two rows are neighbours, so that a batch sharded over devices stays where it is.
-    both = {name: jnp.stack([leaf, other[name]], axis=1).reshape(-1, *leaf.shape[1:]) for name, leaf in cond.items()}
-    denoise = denoiser(apply, params, prediction, both)
+    return composed(apply, params, prediction, cond, (), negative)
 
-    def level_of_both(level: Level) -> Level:
-        return jax.tree.map(lambda a: jnp.repeat(a, 2) if a.ndim else a, level)
+
+def composed(
+    apply: ApplyFn,
+    params: Params,
+    prediction: Prediction,
+    cond: Cond,
+    also: Sequence[tuple[Cond, Float[Array, ""]]],
+    negative: Cond | None = None,
+) -> Pair:
+    """`pair` whose main belief is told of further conditions c_i, each with a weight w_i:
+
+        main = m(cond) + sum_i w_i (m(c_i) - ref)
+
+    With w_i = 1 the picture shall be of all of them (AND), with w_i = -1 of none of them (NOT): the densities are
+    multiplied and divided by each other. One network call on a batch of (2 + the number of them) b.
+    Source: arXiv:2206.01714, Eq. 11-13.
+    """
+    ref = {**absent(cond), **(negative or {})}
+    ask = beliefs_of(apply, params, prediction, (cond, *(other for other, _ in also), ref))
 
     def beliefs(x: Image, cur: Level, nxt: Level) -> tuple[Estimate, Estimate]:
-        together = denoise(jnp.repeat(x, 2, axis=0), *(level_of_both(level) for level in (cur, nxt)))
-        apart = jax.tree.map(lambda a: a.reshape(-1, 2, *a.shape[1:]), together)
-        return jax.tree.map(lambda a: a[:, 0], apart), jax.tree.map(lambda a: a[:, 1], apart)
+        main, *others, ref = ask(x, cur, nxt)
+        x0, eps = main.x0, main.eps
+        for (_, weight), other in zip(also, others, strict=True):
+            x0, eps = x0 + weight * (other.x0 - ref.x0), eps + weight * (other.eps - ref.eps)
+        return Estimate(x0, eps, main.v), ref
 
     return beliefs
 

@@ -26,6 +26,10 @@ from jaxdiff.sampling.solver import State
 Image = Float[Array, "b h w c"]
 
 
+Falls = Heun | DDIM | Ancestral | DPMSolverPP | DPMSolver | DPMSolverPPS
+"""The solvers that may go down between rises."""
+
+
 class Inner(NamedTuple):
     """The inner solver's state, and the levels from which it begins anew."""
 
@@ -41,7 +45,7 @@ def _rises(cur: Level, nxt: Level) -> Bool[Array, "*n"]:
 class Restart:
     """The inner solver's denoisings; a rising step costs none. Without rising levels it is the inner solver."""
 
-    solver: Heun | DDIM | Ancestral | DPMSolverPP | DPMSolver | DPMSolverPPS = Heun()
+    solver: Falls = Heun()
     """What goes down; Heun in the paper."""
     noise: float = 1.0
     """Standard deviation of the fresh noise; the paper's S_noise is 1.003."""

@@ -68,7 +68,8 @@ class Monitor:
     def check(self) -> None:
         """Waits for the pending steps, logs their means.
 
-        Raises: Diverged where a loss is not finite, or the mean has grown `BLOW_UP`-fold over the best one.
+        Raises: Diverged where a loss is not finite, or the mean has grown `BLOW_UP`-fold over the best one. Where the
+        loss may well be negative, the error that it is made of takes its place (the metric "error").
         """
         if not self._pending:
             return
@@ -79,7 +80,7 @@ class Monitor:
             if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["grad_norm"]):
                 self._diverged(step, metrics, "is not finite")
         means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
-        loss = means["loss"]
+        loss = means.get("error", means["loss"])
         self._history.append((steps[-1], loss))
         if loss > BLOW_UP * self._best and loss > self._history[0][1]:
             self._diverged(steps[-1], values[-1], f"is over {BLOW_UP:g} times its best mean, {self._best:.4g}")
@@ -87,7 +88,7 @@ class Monitor:
         now = time.monotonic()
         rate = len(steps) * self._batch_size / max(now - self._clock, 1e-9)
         self._clock = now
-        self._bar.set_postfix({"loss": f"{loss:.4f}", "images/s": f"{rate:.0f}"}, refresh=False)
+        self._bar.set_postfix({"loss": f"{means['loss']:.4f}", "images/s": f"{rate:.0f}"}, refresh=False)
         self._bar.update(len(steps))
         self.scalars(steps[-1], means | {"images_per_second": rate})
 

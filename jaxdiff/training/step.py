@@ -28,8 +28,9 @@ def to_unit(image: Array) -> Float[Array, "b h w c"]:
 
 
 def conditions(raw: Raw) -> Cond:
-    """The leaves of a batch that condition the network: all but the image."""
-    return {k: v for k, v in raw.items() if k != "image"}
+    """The leaves of a batch that condition the network: all but the image, whose source is the condition "image"."""
+    found = {k: v for k, v in raw.items() if k not in ("image", "source")}
+    return found | {"image": to_unit(raw["source"])} if "source" in raw else found
 
 
 def init_state(
@@ -58,10 +59,12 @@ def make_step(
     seed: int,
     accumulate: int = 1,
     axis: str | None = None,
+    project: Callable[[Params], Params] = lambda params: params,
 ) -> Callable[[TrainState, Raw], tuple[TrainState, Metrics]]:
     """(state, raw batch of b images) -> (state, metrics), with `accumulate` equal parts of the batch in turn.
 
     `axis`: where the step runs as the program of one device (pmap), the axis over which devices share the batch.
+    `project`: what the parameters are brought back to after every update.
     """
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
 
@@ -91,7 +94,7 @@ def make_step(
         if axis is not None:
             value, extra, grads = jax.lax.pmean((value, extra, grads), axis)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = project(optax.apply_updates(state.params, updates))
         count = state.step + 1
         averaged = ema.update(averages, state.ema, params, count)
         metrics = {"loss": value, **extra, **module_norms(grads)}

@@ -122,7 +122,7 @@ def test_captions_are_encoded(pictures, tmp_path, monkeypatch):
         tokens = np.broadcast_to(number[:, None, None], (len(texts), 5, 2)).astype(np.float32)
         return TextFeatures(tokens, np.ones((len(texts), 5), np.float32), tokens[:, 0])
 
-    encoder = TextEncoder(encode, "ab", 5, 2)
+    encoder = TextEncoder(encode, "ab", 5, 2, lambda texts: np.zeros((len(texts), 5), np.int32))
     monkeypatch.setattr("jaxdiff.commands.encoding.open_minilm", lambda length: encoder)
     out = tmp_path / "set"
     precompute.main([str(pictures), str(out), "--size", "8", "--shards", "2", "--text", "minilm", "--text-length", "5"])

@@ -60,3 +60,14 @@ def test_an_examples_key_decides_alone():
 
 def test_no_condition_stays_none():
     assert module.drop(jax.random.key(0), {}, 0.5) == {}
+
+
+def test_the_picture_and_all_else_are_also_dropped_apart():
+    b, key = 8192, jax.random.key(2)
+    found = drop(key, {"image": jnp.ones((b, 2, 2, 1)), "label": jnp.arange(b)}, 0.1, 0.2)
+    picture, label = np.asarray(found["image"])[:, 0, 0, 0] == 0, np.asarray(found["label"]) == -1
+    for share, want in ((picture & label, 0.1), (picture & ~label, 0.2), (~picture & label, 0.2)):
+        assert abs(share.mean() - want) < 5 * (want * (1 - want) / b) ** 0.5
+    np.testing.assert_array_equal(
+        drop(key, cond_of(64), 0.4, 0.0)["label"], drop(key, {**cond_of(64), "image": jnp.ones((64, 1))}, 0.4)["label"]
+    )

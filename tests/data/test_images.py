@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff.data.images import BrokenImageError, decode, fit, resize, window, with_channels
+from jaxdiff.data.images import BrokenImageError, decode, fit, resize, unfit, window, with_channels
+from jaxdiff.data.units import Window
 
 RNG = np.random.default_rng(0)
 
@@ -50,12 +51,33 @@ def test_palettes_become_colours():
     assert (transparent[:, 0] == 255).all() and (transparent[:, 1] == (0, 0, 255)).all()
 
 
-def test_sixteen_bits_become_eight():
-    values = np.arange(256, dtype=np.uint16).reshape(16, 16)
-    decoded = decode(encode(Image.fromarray(values * 257)), "x")
-    np.testing.assert_array_equal(decoded[..., 0], values)
-    nearest = decode(encode(Image.fromarray(np.array([[0, 128, 129, 65535]], np.uint16))), "x")
-    assert nearest.ravel().tolist() == [0, 0, 1, 255]
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_more_than_eight_bits_need_a_window_and_keep_them(kind, refused):
+    """4,096 values stay 4,096: no file says whether its white is 4095 or 65535."""
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    encoded = encode(Image.fromarray(values), kind)
+    message = refused(BrokenImageError, decode, encoded, "chest.png")
+    assert message.startswith("chest.png ") and "more than 8 bits" in message and "--data.window" in message
+    decoded = decode(encoded, "x", Window(0, 4095))
+    assert decoded.dtype == np.float32 and decoded.shape == (64, 64, 1)
+    np.testing.assert_array_equal(np.round((decoded[..., 0] + 1) / 2 * 4095), values)
+    assert len(np.unique(decoded)) == 4096
+    assert decode(encoded, "x", Window(1000, 2000)).min() == -1
+
+
+def test_floats_have_a_window_and_no_nan(refused):
+    values = np.linspace(-3, 3, 64, dtype=np.float32).reshape(8, 8)
+    found = decode(encode(Image.fromarray(values), "TIFF"), "x", Window(-4, 4))
+    np.testing.assert_allclose(found[..., 0] * 4, values, atol=1e-6)
+    values[2, 5] = np.nan
+    message = refused(BrokenImageError, decode, encode(Image.fromarray(values), "TIFF"), "x.tif", Window(-4, 4))
+    assert "x.tif" in message and "NaN" in message and "[2, 5]" in message
+
+
+def test_eight_bits_have_no_window(refused):
+    for picture in (noise(4, 4), noise(4, 4, 3)):
+        message = refused(BrokenImageError, decode, encode(Image.fromarray(picture)), "x.png", Window(0, 4095))
+        assert "8 bits" in message and "--data.window" in message
 
 
 def test_a_photograph_is_turned_upright():
@@ -125,3 +147,27 @@ def test_a_window_reaches_both_ends():
     np.testing.assert_array_equal(window(wide, 4, 0.0), wide[:, :4])
     np.testing.assert_array_equal(window(wide, 4, 1.0), wide[:, 5:])
     np.testing.assert_array_equal(window(wide[:, :4], 4, 0.7), wide[:, :4])
+
+
+def test_floats_are_resized_as_bytes_are():
+    picture = 64 + noise(40, 30, 1) // 2  # so that nothing is clipped on the way
+    deep = (picture / 127.5 - 1).astype(np.float32)
+    for shape in ((10, 7), (16, 16), (50, 60)):
+        both = resize(picture, *shape), resize(deep, *shape)
+        assert both[1].dtype == np.float32 and np.abs(both[1]).max() <= 1
+        assert np.abs(127.5 * (both[1] + 1) - both[0]).max() <= 2  # bytes are rounded after every step
+    assert with_channels(deep, 3).shape == (40, 30, 3)
+
+
+@pytest.mark.parametrize("crop", ["center", "none"])
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (32, 16), (12, 20), (8, 8)])
+def test_what_is_laid_back_fits_again(height, width, crop):
+    """A smooth square laid back on its picture and fitted again is the square."""
+    x, y = np.meshgrid(np.linspace(-0.5, 0.5, 8), np.linspace(-0.5, 0.5, 8))
+    square = (0.3 * x + 0.5 * y + 0.2).astype(np.float32)[..., None]
+    laid = unfit(square, height, width, crop)
+    assert laid.shape == (height, width, 1)
+    inside = np.s_[1:-1, 1:-1]  # at the border bicubic steps see what was cut
+    np.testing.assert_allclose(fit(laid, 8, crop)[inside], square[inside], atol=0.03)
+    if crop == "center" and height == 2 * width:
+        assert np.all(laid[: height // 8] == 0) and np.all(laid[-height // 8 :] == 0)

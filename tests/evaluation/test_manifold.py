@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxdiff.evaluation import manifold
+from jaxdiff.evaluation import distances
 from jaxdiff.evaluation.manifold import (
     coverage_of,
     density_coverage,
@@ -66,14 +66,14 @@ def test_lattices_are_all_ties(offset):
 def test_blocks_change_nothing(monkeypatch):
     x, y = (np.float32(RNG.integers(0, 4, (n, 3))) for n in (37, 23))
     want = ours(x, y, 2)
-    monkeypatch.setattr(manifold, "ROWS", 8)
-    monkeypatch.setattr(manifold, "EXACT", 9)
+    monkeypatch.setattr(distances, "ROWS", 8)
+    monkeypatch.setattr(distances, "EXACT", 9)
     assert ours(x, y, 2) == want
 
 
 @pytest.mark.parametrize("lattice", [False, True])
 def test_many_subsets_at_once(monkeypatch, lattice):
-    monkeypatch.setattr(manifold, "ROWS", 16)
+    monkeypatch.setattr(distances, "ROWS", 16)
     x, y = RNG.normal(size=(90, 3)), RNG.normal(size=(50, 3)) * 0.7
     if lattice:
         x, y = np.round(2 * x), np.round(2 * y)

@@ -22,8 +22,8 @@ from jaxdiff.data.records import Array, Header, pack
 from jaxdiff.data.shards import shard_name, write_header, write_shard
 from jaxdiff.evaluation import moments, store
 from jaxdiff.evaluation.moments import Gaussian, Statistics
+from jaxdiff.fitted_grids import fitted_grid, read_fitted_grid
 from jaxdiff.outputs import prepare_out
-from jaxdiff.trained import fitted_grid, read_fitted_grid
 from jaxdiff.training.monitor import Diverged, Monitor
 from jaxdiff.training.workdir import prepare_workdir, read_config
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.networks.edm2 import EDM2, MPConv, fourier, mp_cat, mp_silu, mp_sum, on_sphere, pixel_norm
+from jaxdiff.core.magnitudes import fourier, on_sphere
+from jaxdiff.networks.edm2 import EDM2, MPConv, mp_cat, mp_silu, mp_sum, pixel_norm
 from jaxdiff.pretrained.edm2 import edm2_shapes
 
 RNG = np.random.default_rng(0)

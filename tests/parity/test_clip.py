@@ -11,6 +11,7 @@ from PIL import Image
 torch = pytest.importorskip("torch", reason="needs the extra parity")
 transformers = pytest.importorskip("transformers", reason="needs the extra parity")
 
+from small_tokenizers import clip_tokenizer  # noqa: E402
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD  # noqa: E402
 
 from jaxdiff.networks.clip import CLIP, TextTower, VisionTower  # noqa: E402
@@ -183,18 +184,9 @@ def test_older_files_and_other_files(tensors):
         load_vision({k: v for k, v in older.items() if "post_layernorm" not in k}, VISION)
 
 
-def tiny_tokenizer():
-    """CLIP's own kind of tokenizer, over a small vocabulary: bytes, and four merges."""
-    alphabet = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789!,.'"))
-    merges = [("c", "a"), ("ca", "t</w>"), ("d", "o"), ("do", "g</w>")]
-    words = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
-    vocab = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
-    return transformers.CLIPTokenizer(vocab=vocab, merges=merges)
-
-
 @pytest.mark.parametrize("pad", [None, 0])
 def test_tokens(pad, tmp_path):
-    theirs = tiny_tokenizer()
+    theirs = clip_tokenizer()
     theirs.save_pretrained(tmp_path)
     texts = ["A cat,  and a DOG!", "", "cat dog " * 9]
     ours = read_tokenizer(tmp_path / "tokenizer.json", length=12, pad=pad)(texts)
@@ -219,7 +211,7 @@ def test_from_files_to_features(model, tensors, tmp_path, monkeypatch):
     """Pictures and texts as their users prepare them: Pillow, the published moments, the tokenizer."""
     monkeypatch.setattr(clip, "NETWORKS", {"clip-b32": NETWORK})
     saved(model, tmp_path)
-    tokenizer = tiny_tokenizer()
+    tokenizer = clip_tokenizer()
     tokenizer.save_pretrained(tmp_path)
     pictures = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), np.uint8)
     pixels = [np.asarray(Image.fromarray(p).resize((24, 24), Image.Resampling.BICUBIC)) for p in pictures]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 from typing import Any
 
 import jax
@@ -12,6 +13,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra parity")
 diffusers = pytest.importorskip("diffusers", reason="needs the extra parity")
+pytest.importorskip("transformers", reason="needs the extra parity")
+
+from small_pipelines import VAE, filled  # noqa: E402
 
 from jaxdiff.commands import convert  # noqa: E402
 from jaxdiff.models import read_model  # noqa: E402
@@ -31,14 +35,6 @@ UNET = {
     "norm_num_groups": 8,
     "attention_head_dim": None,
 }
-VAE = {
-    "block_out_channels": (32, 32),
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "latent_channels": 4,
-    "norm_num_groups": 8,
-    "scaling_factor": 0.4,
-}
 DIT = {
     "num_attention_heads": 2,
     "attention_head_dim": 16,
@@ -50,16 +46,6 @@ DIT = {
     "norm_type": "ada_norm_zero",
     "norm_elementwise_affine": False,
 }
-
-
-def filled(model, scale=0.05):
-    """The model with no weight at zero, so that none hides a mistake."""
-    torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += scale * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
 
 
 def ours(folder, **settings):
@@ -198,6 +184,26 @@ def test_pictures_of_a_dit(cfg_scale, tmp_path, monkeypatch):
         assert again.labels["thing 7"] == 7 and again.vae.config.scaling_factor == 0.4
 
 
+def test_pictures_of_an_ldm(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    vqvae = filled(diffusers.VQModel(**VAE | {"latent_channels": 3, "num_vq_embeddings": 8}))
+    unet = filled(diffusers.UNet2DModel(**UNET))
+    pipeline = diffusers.LDMPipeline(vqvae, unet, diffusers.DDIMScheduler(clip_sample=False))
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(tmp_path / "theirs")
+    convert.main([str(tmp_path / "theirs"), str(tmp_path / "ours")])
+    images, x = ours(tmp_path / "ours")
+    with_noise(monkeypatch, sys.modules[type(pipeline).__module__], x)
+    theirs = pipeline(batch_size=8, num_inference_steps=STEPS, output_type="np").images
+    error = off(images, theirs)
+    assert error <= 1, error
+    assert_round_trip(tmp_path / "theirs", tmp_path / "ours", tmp_path, "unet", "vqvae")
+    bare = without_published(tmp_path / "ours", tmp_path)
+    convert.main([str(bare), str(tmp_path / "written"), "--to", "diffusers"])
+    again = diffusers.LDMPipeline.from_pretrained(tmp_path / "written")
+    assert again.vqvae.config.scaling_factor == 0.4 and again.vqvae.config.num_vq_embeddings == 8
+
+
 def refusal(capsys, *args):
     with pytest.raises(SystemExit) as stop:
         convert.main([str(arg) for arg in args])
@@ -217,7 +223,7 @@ def test_what_is_not_supported_is_named(tmp_path, capsys):
         (theirs / file).write_text(said)
         return line
 
-    assert "LDMPipeline" in changed("model_index.json", _class_name="LDMPipeline")
+    assert "LMSPipeline" in changed("model_index.json", _class_name="LMSPipeline")
     assert "LMSDiscreteScheduler" in changed("scheduler/scheduler_config.json", _class_name="LMSDiscreteScheduler")
     assert "clip_sample_range" in changed("scheduler/scheduler_config.json", clip_sample_range=2.0)
     assert "thresholding" in changed("scheduler/scheduler_config.json", thresholding=True)

@@ -13,7 +13,7 @@ diffusers = pytest.importorskip("diffusers", reason="needs the extra parity")
 
 from small_unets import SD1, SDXL  # noqa: E402
 
-from jaxdiff.pretrained import exchange  # noqa: E402
+from jaxdiff.pretrained import exchange, single_unet  # noqa: E402
 from jaxdiff.pretrained.unet import dump, load, unet_shapes  # noqa: E402
 from jaxdiff.pretrained.unet_config import unet_config, unet_json  # noqa: E402
 from jaxdiff.pretrained.unet_names import diffusers_names, original_names  # noqa: E402
@@ -190,6 +190,10 @@ def test_published_networks_by_name_and_shape(name):
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
     assert count == sum(map(math.prod, theirs.values()))
     assert total is None or count == total
+    if network.text_width:  # in a single file, the shapes alone tell which network it is
+        names = exchange.torch_shapes(shapes, original_names(network))
+        arrays = {key: np.broadcast_to(np.float32(0), shape) for key, shape in names.items()}
+        assert unet_config(single_unet.unet_json(arrays, 64)) == network
 
 
 def test_old_names_of_attention_are_read():

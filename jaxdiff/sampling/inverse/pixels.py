@@ -72,11 +72,16 @@ class Grey:
         return from_frame(shape, (h, w, 1), forward, lambda y: weights * y, float(np.sum(np.square(LUMA))))
 
 
+def same(x: Image) -> Image:
+    """x."""
+    return x
+
+
 def masked(shape: Shape, seen: Float[np.ndarray, "h w"]) -> Linear:
     """y = m x with m = `seen`, of 0 and 1."""
     m = seen[..., None]
     # The vectors of the decomposition are the pixels themselves.
-    return from_svd(shape, shape, m, *([lambda x: x] * 4), seen=m)
+    return from_svd(shape, shape, m, same, same, same, same, seen=m)
 
 
 def check_mask(mask: np.ndarray, shape: Shape) -> Float[np.ndarray, "h w"]:

@@ -18,6 +18,7 @@ Source: Kak and Slaney, "Principles of Computerized Tomographic Imaging", 1988, 
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -86,9 +87,10 @@ def project(rays: Rays, x: Image) -> Sinogram:
 
     def view(angle: Float[Array, ""]) -> Float[Array, "b d c"]:
         rows, columns, weights = corners(rays, angle)
-        return sum(
+        sums = [
             jnp.sum(w[None, ..., None] * x[:, r, c], axis=2) for r, c, w in zip(rows, columns, weights, strict=True)
-        )
+        ]
+        return functools.reduce(jnp.add, sums)
 
     return jnp.moveaxis(jax.lax.map(view, jnp.asarray(rays.angles)), 0, 1) / rays.n
 

@@ -46,7 +46,7 @@ class Bicubic:
 
     def on(self, shape: Shape, arrays: Arrays) -> Linear:
         f = check_factor(self.factor, shape, "bicubic")
-        return separable(shape, *(cubic_matrix(n, n // f) for n in shape[:2]))
+        return separable(shape, cubic_matrix(shape[0], shape[0] // f), cubic_matrix(shape[1], shape[1] // f))
 
 
 def check_factor(factor: int, shape: Shape, name: str) -> int:
