@@ -172,27 +172,28 @@ def controlled(truth: exact.Normals, solver: Solver, steps: int) -> np.ndarray:
     return np.asarray(found, np.float64).reshape(DRAWS, -1)
 
 
-def convergence(chains: int = 4096, steps: int = 1000) -> list[dict]:
+def convergence(chains: int = 8192, steps: int = STEPS) -> list[dict]:
     """Populations of growing size, on the mixture with 4 x 4 pixels, half of them hidden."""
     side, noise, rng, rows = 4, 0.2, np.random.default_rng(3), []
     data, shape = mixture(side), (side, side, 1)
+    denoise = exact.of_normals(data)
     operator = value_of("mask(hidden=0.5)", OPERATORS, "--operator").on(shape, {})
     assert isinstance(operator, Linear)
     matrix, seen = matrix_of(operator), seen_of(operator).ravel() > 0
     y = matrix @ draws(data, 1, rng)[0] + noise * rng.normal(size=side * side)
     truth, log_evidence = exact.conditioned(data, matrix[seen], y[seen], noise)
-    levels, keys = levels_of(steps), image_keys(5, jnp.arange(chains))
-    x = initial(keys, shape, jax.tree.map(lambda a: a[0], levels))
+    levels = levels_of(steps)
     many = jnp.broadcast_to(jnp.asarray((y * seen).reshape(shape), jnp.float32), (chains, *shape))
     for method in ("tds", "fk"):
         for size in SIZES:
             value = value_of(f"{method}(particles={size})", POSTERIORS, "--method")
             solver = value(Problem(operator, many, jnp.float32(noise)), Ancestral())
-            run = jax.jit(lambda x, solver=solver: sample_and_state(keys, x, levels, exact.of_normals(data), solver))
-            found, state = run(x)
+            keys = image_keys(size + (method == "fk"), jnp.arange(chains))  # noise of its own
+            x = initial(keys, shape, jax.tree.map(lambda a: a[0], levels))
+            found, state = jax.jit(sample_and_state, static_argnums=(3, 4))(keys, x, levels, denoise, solver)
             means = np.asarray(found, np.float64).reshape(-1, size, side * side).mean(1)
             square = np.sum((means - truth.mean) ** 2, axis=1)
-            gain = np.asarray(state.log_evidence, np.float64) - log_evidence
+            ratio = np.exp(np.asarray(state.log_evidence, np.float64) - log_evidence)
             row = {
                 "method": method,
                 "particles": size,
@@ -200,8 +201,9 @@ def convergence(chains: int = 4096, steps: int = 1000) -> list[dict]:
                 "mse": float(square.mean() / np.trace(truth.covariance)),
                 "mse_error": float(square.std() / np.sqrt(len(square)) / np.trace(truth.covariance)),
                 "bias": float(np.linalg.norm(means.mean(0) - truth.mean) / np.sqrt(np.trace(truth.covariance))),
-                "evidence_ratio": float(np.exp(gain).mean()),
-                "log_evidence_std": float(gain.std()),
+                "evidence_ratio": float(ratio.mean()),
+                "evidence_error": float(ratio.std() / np.sqrt(len(ratio))),
+                "log_evidence_std": float(np.log(ratio).std()),
                 "least_effective_size": float(np.mean(np.asarray(state.effective))),
             }
             rows.append(row)
@@ -229,7 +231,8 @@ def particle_table(rows: list[dict]) -> str:
     for r in rows:
         figures = [f"{r['mse']:.2g}", f"{r['mse'] * r['particles']:.2f}", f"{r['bias']:.3f}"]
         least = f"{r['least_effective_size']:.1f}"
-        lines.append([r["method"], str(r["particles"]), *figures, f"{r['evidence_ratio']:.3f}", least])
+        evidence = f"{r['evidence_ratio']:.2f} ± {r['evidence_error']:.2f}"
+        lines.append([r["method"], str(r["particles"]), *figures, evidence, least])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
