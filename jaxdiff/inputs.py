@@ -86,9 +86,19 @@ def read_picture(file: epath.Path, channels: int, flag: str) -> Given:
     return Given(str(file), hashlib.sha256(encoded).hexdigest(), with_channels(image, channels))
 
 
+def is_png(encoded: bytes) -> bool:
+    """Whether these bytes begin as a PNG."""
+    return encoded[:8] == b"\x89PNG\r\n\x1a\n"
+
+
 def has_deep_pixels(encoded: bytes) -> bool:
-    """Whether this is a PNG of 16 bits, of whose colours Pillow keeps the upper eight."""
-    return encoded[:8] == b"\x89PNG\r\n\x1a\n" and encoded[24] == 16
+    """Whether this is a PNG of 16 bits."""
+    return is_png(encoded) and encoded[24] == 16
+
+
+def has_deep_colours(encoded: bytes) -> bool:
+    """Whether this is a PNG of 16-bit colours, of which Pillow keeps the upper eight bits."""
+    return is_png(encoded) and encoded[24:26] in (b"\x10\x02", b"\x10\x06")
 
 
 def read_masks(path: epath.PathLike, pictures: Sequence[Given]) -> list[Mask]:

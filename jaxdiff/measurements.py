@@ -17,11 +17,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from jaxdiff.data.images import BrokenImageError, decode, with_channels
+from jaxdiff.inputs import WHITE, has_deep_colours
 from jaxdiff.sampling.inverse.operator import Linear, Operator, Shape, Spec, divided, seen_of
 from jaxdiff.sampling.inverse.radon import CT, FanCT, counted, counting_std
-
-WHITE = 128
-"""The least grey value of a mask that counts as white."""
 
 Values = Float[np.ndarray, "..."]
 
@@ -72,7 +70,7 @@ def intensities(path: epath.Path, flag: str) -> Float[np.ndarray, "h w c"]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path} ({flag})")
     encoded = path.read_bytes()
-    if encoded[:8] == b"\x89PNG\r\n\x1a\n" and encoded[24:26] in (b"\x10\x02", b"\x10\x06"):
+    if has_deep_colours(encoded):
         raise ValueError(f"{path} has colours of 16 bits, which would be cut to 8: save it as .npy ({flag})")
     try:
         with Image.open(io.BytesIO(encoded)) as picture:

@@ -64,7 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fitted_grids": LIBRARY | {"config"},
     "inputs": {"data"},
     "outputs": LIBRARY,
-    "measurements": {"core", "sampling", "data"},
+    "measurements": {"core", "sampling", "data", "inputs"},
     "restoration": LIBRARY | {"build", "config", "sampler", "settings", "texts", "trained"},
     "families": LIBRARY,
     "singles": LIBRARY,

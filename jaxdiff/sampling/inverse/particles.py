@@ -64,7 +64,8 @@ class Particles:
     threshold: float = 0.5
     """Chains are drawn again where the effective sample size is below this share of them, in [0, 1]."""
     std: float = 1.0
-    """Deviation of the data's pixels, from which the width of g follows."""
+    """Deviation of the data's pixels, from which the width of g follows; rather too large, which guides less, than too
+    small for what is measured together, where a few rare chains would have most of the weight."""
 
     own_steps = True
 
