@@ -197,7 +197,7 @@ def open_encoders(
         raise ValueError(f"text_parts = {parts} is not allowed: no CLIP gives this network tokens (--text-parts)")
     clips = tuple(_clip(folder, index, clip.place, parts) for clip in recipe.clips)
     long = None
-    if recipe.t5 and (recipe.t5.needed or _has(folder, index, recipe.t5.place)):
+    if recipe.t5 and (recipe.t5.needed or _is_whole(folder, index, recipe.t5.place)):
         long = _t5(folder, index, recipe.t5, length)
     beside = sum(encoder.width for encoder, clip in zip(clips, recipe.clips, strict=True) if clip.tokens)
     if (long and long.width != width) or beside > width or (not recipe.t5 and beside != width):
@@ -249,6 +249,11 @@ def _has(folder: Path, index: Json, place: str) -> bool:
     part = f"{PARTS[1]}{place}"
     named = index.get(part)
     return isinstance(named, list) and None not in named and (folder / part / "config.json").is_file()
+
+
+def _is_whole(folder: Path, index: Json, place: str) -> bool:
+    """Whether an encoder and its tokenizer are there; a single file brings the one alone."""
+    return _has(folder, index, place) and (folder / f"{PARTS[0]}{place}").is_dir()
 
 
 def _kind(folder: Path, index: Json, place: str, allowed: Sequence[str]) -> str:

@@ -190,7 +190,7 @@ def test_what_is_wrong_is_named(tmp_path, capsys):
     assert "--tokenizer" in refusal(single, "--tokenizer", str(tmp_path / "nothing"))
 
 
-def test_stable_diffusion_3(tmp_path):
+def test_stable_diffusion_3(tmp_path, tokenizer):
     tensors = made.original_sd3(width=128, depth=3, dual=(0,), text=128, pooled=128, channels=16, grid=6)
     config = dict(
         sample_size=128, num_layers=3, attention_head_dim=64, num_attention_heads=2, joint_attention_dim=128,
@@ -213,7 +213,8 @@ def test_stable_diffusion_3(tmp_path):
         single |= made.below(f"text_encoders.{name}.transformer.", state)
     save_file({key: value.contiguous().clone() for key, value in single.items()}, tmp_path / "model.safetensors")
     ours, back = tmp_path / "ours", tmp_path / "back"
-    convert.main([str(tmp_path / "model.safetensors"), str(ours)])
+    convert.main([str(tmp_path / "model.safetensors"), str(ours), "--tokenizer", str(tokenizer)])
+    assert read_model(ours).config.data.text  # by the two CLIPs, for T5 has no tokenizer
     convert.main([str(ours), str(back), "--to", "diffusers"])
     assert_same(load_file(back / "transformer" / WEIGHTS), theirs)
     said = json.loads((back / "transformer" / "config.json").read_text())
