@@ -197,7 +197,7 @@ def emoji_vdm() -> Config:
 
 
 def emoji_edm2() -> Config:
-    """The emoji at 16x16 by category with EDM2's network, spheres and uncertainty: minutes on two CPU cores."""
+    """The emoji at 16x16 by category with EDM2's network, spheres and uncertainty."""
     return Config(
         data=Data("emoji", size=16),
         network=EDM2(
