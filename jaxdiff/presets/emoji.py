@@ -148,7 +148,7 @@ def emoji_text_latent() -> Config:
 
 
 def emoji_sr() -> Config:
-    """The emoji from 16x16 to 32x32: super-resolution, which is shown the small picture; minutes on two CPU cores."""
+    """The emoji from 16x16 to 32x32: super-resolution, which is shown the small picture."""
     config = smileys()
     return dataclasses.replace(
         config,

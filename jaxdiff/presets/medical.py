@@ -15,7 +15,7 @@ RMS = 0.37
 
 
 def pneumonia_mnist() -> Config:
-    """PneumoniaMNIST at 28x28 by class: minutes on two CPU cores."""
+    """PneumoniaMNIST at 28x28 by class."""
     return Config(
         # Never mirrored: the heart is on the left.
         data=Data("medmnist:pneumoniamnist", size=28, channels=1),
@@ -46,7 +46,7 @@ def pneumonia_mnist() -> Config:
 
 
 def pneumonia_mnist_normal() -> Config:
-    """The normal chest X-rays of PneumoniaMNIST alone, for anomaly detection: minutes on two CPU cores."""
+    """The normal chest X-rays of PneumoniaMNIST alone, for anomaly detection."""
     config = pneumonia_mnist()
     return dataclasses.replace(
         config,

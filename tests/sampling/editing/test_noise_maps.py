@@ -7,9 +7,9 @@ import pytest
 
 from jaxdiff.core import grids, paths
 from jaxdiff.sampling.ddim import DDIM
-from jaxdiff.sampling.editing.noise_maps import DDPMInversion, noise_maps
+from jaxdiff.sampling.editing.noise_maps import DDPMInversion, mean, noise_maps
 from jaxdiff.sampling.editing.task import Task
-from jaxdiff.sampling.sample import image_keys, normal
+from jaxdiff.sampling.sample import image_keys, normal, normal_like
 
 KEYS = image_keys(0, jnp.arange(16))
 IMAGE = jnp.clip(0.5 * normal(image_keys(1, jnp.arange(16)), (8, 8, 2)), -1, 1)
@@ -56,3 +56,12 @@ def test_maps_of_neighbouring_steps_are_anticorrelated_and_wider_than_the_sample
     ratio = levels.sigma / levels.alpha
     own = levels.sigma[1:-1] * jnp.sqrt(1 - (ratio[1:-1] / ratio[:-2]) ** 2)
     assert jnp.all(flat[:-1].std(1) > 1.05 * own)
+
+
+def test_the_mean_is_that_of_the_ancestral_step(wild):
+    path = paths.Linear()
+    cur, nxt = path(jnp.float32(0.7)), path(jnp.float32(0.4))
+    moved, _ = DDIM(1.0).step(KEYS, IMAGE, None, cur, nxt, wild(0.4))
+    ratio = nxt.sigma * cur.alpha / (nxt.alpha * cur.sigma)
+    noise = nxt.sigma * jnp.sqrt(1 - ratio**2) * normal_like(KEYS, IMAGE)
+    np.testing.assert_allclose(moved - noise, mean(IMAGE, cur, nxt, wild(0.4)), atol=1e-5)
