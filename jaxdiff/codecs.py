@@ -4,7 +4,7 @@ taesd=FILE,FILE ...      the TAESD family: encoder, decoder, or both in either o
 kl=FOLDER                AutoencoderKL in diffusers' layout, with its config.json
 vq=FOLDER                VQModel in the same layout
 sd=FILE, sdxl, sd3, flux the same without a config
-run=DIR                  what train.py made in DIR: the first average of its last checkpoint
+run=DIR                  what train.py made in DIR: the first average of its last checkpoint; or a model made of it
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +16,7 @@ from etils import epath
 
 from jaxdiff.config import Config, from_json
 from jaxdiff.core.codec import Opened
+from jaxdiff.models import find_model, read_model
 from jaxdiff.networks.autoencoder import AutoencoderKL
 from jaxdiff.pretrained.autoencoder import PUBLISHED, codec_of, open_autoencoder, open_published
 from jaxdiff.pretrained.taesd import MEMBERS, open_taesd
@@ -41,15 +42,22 @@ def open_codec(spec: str) -> Opened:
 
 
 def open_run(text: str) -> Opened:
-    """The autoencoder that a run trained. Raises FileNotFoundError without one, ValueError for another kind of run."""
+    """The autoencoder that a run trained, of the run or of a model made of it.
+
+    Raises FileNotFoundError without one, ValueError for another kind of run.
+    """
     folder = epath.Path(text)
     stored = steps(folder) if folder.is_dir() else ()
-    if not stored:
+    if stored:
+        config = from_json(read_step_config(folder, stored[-1])["config"])
+    elif (model := find_model(folder)) is not None:
+        config = read_model(model).config
+    else:
         raise FileNotFoundError(f"{folder} has no complete checkpoint of a run (--codec run=DIR)")
-    config = from_json(read_step_config(folder, stored[-1])["config"])
     if not (isinstance(config, Config) and isinstance(config.network, AutoencoderKL)):
         raise ValueError(f"the run in {folder} trained no autoencoder: name one of a preset *_vae (--codec run=DIR)")
-    read = read_params(folder, stored[-1], 0 if config.ema else None)["network"]
-    params = jax.tree.map(jnp.asarray, jax.device_get(read))  # bound to no device, so that inputs may be on any
+    found = read_params(folder, stored[-1], 0 if config.ema else None) if stored else read_model(folder).params
+    # Bound to no device, so that inputs may be on any.
+    params = jax.tree.map(jnp.asarray, jax.device_get(found["network"]))
     network = config.network
     return Opened(codec_of(network, params), "run", (fingerprint(params),), network.factor, network.latents)

@@ -1,11 +1,13 @@
-"""Turn a published model into a folder that sample.py takes: jaxdiff convert SRC DIR [--to diffusers].
+"""Turn a run or a published model into a folder that sample.py takes: jaxdiff convert SRC DIR [--to diffusers].
 
-SRC is the folder of a pipeline of diffusers, with its model_index.json, a single file of Stable Diffusion or FLUX.1, or
-an original file of improved-diffusion, guided-diffusion (ADM), DiT, SiT, EDM, EDM2 or score SDE. With --to diffusers it
-is a run or a model of ours, and DIR becomes such a folder. docs/convert.md lists what is read, and what is refused.
+SRC is the folder of a run, of which DIR keeps what samples are made with and nothing else; or the folder of a pipeline
+of diffusers, with its model_index.json, a single file of Stable Diffusion or FLUX.1, or an original file of
+improved-diffusion, guided-diffusion (ADM), DiT, SiT, EDM, EDM2 or score SDE. With --to diffusers it is a run or a model
+of ours, and DIR becomes such a folder. docs/convert.md lists what is read, and what is refused.
 """
 
 import dataclasses
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +17,7 @@ import numpy as np
 import tyro
 
 from jaxdiff import cli, singles
+from jaxdiff.autoencoders import is_autoencoder
 from jaxdiff.exports import export
 from jaxdiff.models import Checkpoint, Dtype, check_new, find_model, write_model
 from jaxdiff.originals import config_of, open_original, tensors_of
@@ -23,22 +26,28 @@ from jaxdiff.pretrained.adm import Ways
 from jaxdiff.pretrained.prompts import lacking
 from jaxdiff.singles import Given, PredictionName
 from jaxdiff.trained import read_checkpoint
+from jaxdiff.training.workdir import is_run
+
+CODEC = "codec"
+"""Where a model's folder holds what decodes its latents."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Convert a model from its publisher's layout."""
+    """Convert a run or a published model."""
 
     src: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    """The published folder or file; with --to, a run's folder, or a model's."""
+    """The folder of a run, or a published folder or file; with --to, a run's folder, or a model's."""
     dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """The folder to write; it must be new or empty."""
     to: Literal["jaxdiff", "diffusers"] = "jaxdiff"
     """Whose layout is written."""
     ema: str | None = None
-    """Of a run that is written for diffusers: which average, as in sample.py (by default the first)."""
+    """Of a run: which average, as in sample.py (by default the first)."""
     step: int | None = None
     """And the step of its checkpoint (by default the last)."""
+    codec: str | None = None
+    """Of a run on latents: what decodes them, as in sample.py (by default the run's own); it comes into the folder."""
     dtype: Dtype = "float32"
     """Of the numbers that are written."""
     sit: bool = False
@@ -108,11 +117,16 @@ def main(args: Sequence[str]) -> None:
 
 
 def convert(command: Command) -> Checkpoint:
-    """Writes a published model as one of ours."""
+    """Writes a run or a published model as a model of ours."""
     if not command.src.exists():
         raise FileNotFoundError(f"there is no {command.src} (SRC)")
+    if is_run(command.src):
+        check_new(command.dir)
+        return packed(command)
     if command.src.is_dir() and not is_pipeline(command.src):
-        raise ValueError(f"{command.src} has no model_index.json: name a pipeline's folder, or an original file (SRC)")
+        raise ValueError(f"{command.src} is no run, and has no model_index.json as a pipeline has (SRC)")
+    if any(given is not None for given in (command.ema, command.step, command.codec)):
+        raise ValueError(f"{command.src} is no run (--ema, --step, --codec)")
     check_new(command.dir)  # before the work, and not after it
     if command.src.is_dir():
         return write(command, read_pipeline(command.src), command.src)
@@ -124,6 +138,29 @@ def convert(command: Command) -> Checkpoint:
     if command.given._replace(size=None) != Given():
         raise ValueError(f"{command.src} is no single file of a pipeline (--prediction, --vae, --tokenizer)")
     return write(command, Pipeline(read_original(command, arrays), {}))
+
+
+def packed(command: Command) -> Checkpoint:
+    """Writes what is sampled of a run, and beside it what decodes its latents."""
+    model = sampled_of(read_checkpoint(command.src, command.step, command.ema))
+    spec = model.config.codec if command.codec is None else command.codec
+    name, _, place = spec.partition("=")
+    with tempfile.TemporaryDirectory() as folder:
+        files: dict[str, Path] = {}
+        if name == "run":
+            codec = Path(folder) / CODEC
+            write_model(codec, sampled_of(read_checkpoint(place, None, None)))  # exact: it made the latents
+            files, spec = {f"{CODEC}/{file.name}": file for file in codec.iterdir()}, f"run={CODEC}"
+        elif Path(place).is_file():
+            files, spec = {f"{CODEC}/{Path(place).name}": Path(place)}, f"{name}={CODEC}/{Path(place).name}"
+        model = model._replace(config=dataclasses.replace(model.config, codec=spec))
+        write_model(command.dir, model, command.dtype, files)
+    return model
+
+
+def sampled_of(model: Checkpoint) -> Checkpoint:
+    """The model without what only its training needs."""
+    return model._replace(params={"network": model.params["network"]} if is_autoencoder(model.config) else model.params)
 
 
 def write(command: Command, found: Pipeline, folder: Path | None = None) -> Checkpoint:

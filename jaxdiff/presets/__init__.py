@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from jaxdiff.config import Config
-from jaxdiff.presets import cifar10, emoji, imagenet64, imagenet256, medical, subject
+from jaxdiff.presets import cifar10, emoji, eurosat, imagenet64, imagenet256, medical, subject
 
 PRESETS: Mapping[str, Callable[[], Config]] = {
     preset.__name__: preset
@@ -15,12 +15,15 @@ PRESETS: Mapping[str, Callable[[], Config]] = {
         emoji.emoji64_vae,
         emoji.emoji_text_latent,
         emoji.emoji_sr,
+        emoji.emoji_edit,
+        emoji.emoji_edit,
         emoji.emoji_vdm,
         emoji.emoji_edm2,
         emoji.fashion_mnist,
         emoji.fashion_mnist_classifier,
         medical.pneumonia_mnist,
         medical.pneumonia_mnist_normal,
+        eurosat.eurosat,
         subject.dreambooth,
         subject.textual_inversion,
         cifar10.cifar10_ddpm,

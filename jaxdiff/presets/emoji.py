@@ -161,6 +161,21 @@ def emoji_sr() -> Config:
     )
 
 
+def emoji_edit() -> Config:
+    """An emoji's skin tone changed by instruction, at 32x32: a network that is shown a picture and told what to do."""
+    config = emoji_text()
+    return dataclasses.replace(
+        config,
+        data=Data("emoji_pairs.zip", size=32, labels=False, text=True, pairs=True),
+        network=dataclasses.replace(config.network, image_channels=3),
+        # Each left out alone, or both, for two scales of guidance (arXiv:2211.09800, Sec. 3.2.1).
+        objective=dataclasses.replace(config.objective, drop=0.05, drop_apart=0.05),
+        sampling=dataclasses.replace(config.sampling, cfg_scale=2.0),
+        steps=6000,
+        validate_every=6000,
+    )
+
+
 def emoji_vdm() -> Config:
     """The emoji at 16x16 by VDM, ending in bits per dimension of those held out: minutes on two CPU cores."""
     gamma_min, gamma_max = -13.3, 5.0  # -logSNR at the two ends, before training: those of CIFAR-10
