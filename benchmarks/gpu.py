@@ -3,9 +3,9 @@
     python -m benchmarks.gpu --table FILE.json     the numbers as a Markdown table
 
 The networks, the work and the turns are those of `benchmarks.run`, in bfloat16 and with TF32 allowed. All sides are
-made at once, several at a time, and wait idle; then one measures at a time. `--ready` is written when all are made, and with
-`--go` measuring starts when that file is there: other work on the machine can stop in between. The JSON is written
-again after each turn, and a side that fails is an error in it.
+made at once, several at a time, and wait idle; then one measures at a time. `--ready` is written when all are made,
+and with `--go` measuring starts when that file is there: other work on the machine can stop in between. The JSON is
+written again after each turn, and a side that fails is an error in it.
 """
 
 import argparse
@@ -54,9 +54,9 @@ class Job(NamedTuple):
     message: Json
 
 
-def jobs(device: Device, quick: bool) -> list[Job]:
-    """All that is to be made."""
-    found = []
+def jobs(device: Device, quick: bool, only: str) -> list[Job]:
+    """All that is to be made: with `only`, of the sections whose name begins so."""
+    found: list[Job] = []
     for side, (module, compiled) in SIDES.items():
         for network, task, precision in COMPARISONS:
             batch = 4 if quick else BATCH[network, task]
@@ -64,7 +64,8 @@ def jobs(device: Device, quick: bool) -> list[Job]:
             spec = Spec(network, task, batch, 8, size, compiled, precision=precision, device=device)
             found.append(Job(f"{network}_{task} {precision}", side, module, {"make": spec._asdict()}))
     warm = {"call": "gpu_peaks", "with": {"seconds": 0.0, "device": device, "quick": True}}
-    return [*found, Job("peaks", "JAX", "jaxdiff_side", warm), Job("peaks", "PyTorch", "torch_side", warm)]
+    found += [Job("peaks", "JAX", "jaxdiff_side", warm), Job("peaks", "PyTorch", "torch_side", warm)]
+    return [job for job in found if job.section.startswith(only)]
 
 
 def environment(device: Device) -> dict[str, str]:
@@ -72,7 +73,7 @@ def environment(device: Device) -> dict[str, str]:
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     kept = {name: os.environ[name] for name in ("JAX_COMPILATION_CACHE_DIR",) if name in os.environ}
     return {
-        "JAX_PLATFORMS": device,
+        "JAX_PLATFORMS": "cuda,cpu" if device == "cuda" else device,
         "PYTHONPATH": os.pathsep.join(paths),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "TORCHINDUCTOR_COMPILE_THREADS": "4",
@@ -86,7 +87,7 @@ class Bench:
     def __init__(self, flags: argparse.Namespace):
         self.flags, self.lock = flags, threading.Lock()
         self.deadline = time.monotonic() + flags.make_seconds
-        self.waiting = deque(jobs(flags.device, flags.quick))
+        self.waiting = deque(jobs(flags.device, flags.quick, flags.only))
         self.workers: dict[tuple[str, str], Worker] = {}
         self.record: Json = {"quick": flags.quick, "machine": machine(), "sections": {}}
         for job in self.waiting:
@@ -218,6 +219,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="the JSON to write")
     parser.add_argument("--table", type=Path, default=None, help="a JSON to print as a table, and nothing else")
     parser.add_argument("--quick", action="store_true", help="tiny networks, meaningless numbers: does all of it run?")
+    parser.add_argument("--only", default="", help="sections whose name begins so, as dit_train")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument(
         "--ready", type=Path, default=None, help="written when all sides are made; FILE.done at the end"
@@ -242,7 +244,7 @@ def main() -> None:
         until = time.monotonic() + 120
         while flags.go and not flags.go.exists() and time.monotonic() < until:
             time.sleep(0.2)
-        for section in ("peaks", *(f"{network}_{task} {precision}" for network, task, precision in COMPARISONS)):
+        for section in sorted(bench.record["sections"], key=lambda name: name != "peaks"):
             bench.measure(section)
     finally:
         bench.save()
