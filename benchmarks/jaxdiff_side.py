@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.flops import count_flops
-from benchmarks.sizes import BETAS, CHANNELS, CLIP, DECAY, DROPOUT, RATE, SIDE, TIMES, Size, Spec, spec_of
+from benchmarks.sizes import BETAS, CHANNELS, CLIP, DECAY, DROPOUT, RATE, SIDE, TIMES, Device, Size, Spec, spec_of
 from benchmarks.worker import Case, repeat, serve
 from jaxdiff import build
 from jaxdiff.config import Config, Sampling
@@ -28,7 +28,7 @@ from jaxdiff.sampling.ddim import DDIM
 from jaxdiff.sampling.sample import image_keys, initial, sample
 from jaxdiff.training.cpu import use_cpu
 from jaxdiff.training.ema import Decay
-from jaxdiff.training.engine import jit_engine
+from jaxdiff.training.engine import jit_engine, jit_step
 from jaxdiff.training.optim import AdamW, Optim, optimizer
 from jaxdiff.training.sharding import make_mesh, partition, replicated, shard_batch
 from jaxdiff.training.state import Purpose, TrainState, key_for
@@ -40,13 +40,13 @@ def config_of(spec: Spec) -> Config:
     size = Size(*spec.size)
     if spec.network == "unet":
         config = preset("cifar10_ddpm")
-        network = config.network.clone(channels=size.channels, dropout=DROPOUT["unet"])
+        network = config.network.clone(channels=size.channels, dropout=DROPOUT["unet"], dtype=spec.precision)
         config = dataclasses.replace(config, network=network)
     else:
         chain = paths.DiscreteVP(TIMES, betas.LinearBetas(*BETAS))
         config = Config(
             data=Data("records:latents", size=SIDE, channels=CHANNELS["dit"], labels=False),
-            network=DiT(patch=2, width=size.width, depth=size.depth, heads=size.heads),
+            network=DiT(patch=2, width=size.width, depth=size.depth, heads=size.heads, dtype=spec.precision),
             objective=Denoising(
                 path=chain, prediction=predictions.Eps(PathTime(chain, offset=-1.0)), times=times.UniformSteps(TIMES)
             ),
@@ -66,12 +66,18 @@ def image_shape(spec: Spec) -> tuple[int, int, int]:
 def make(fields: dict) -> Case:
     """The case of a spec, in a process that has not used its devices yet."""
     spec = spec_of(fields)
-    use_cpu(spec.batch)
-    return training(config_of(spec), image_shape(spec)) if spec.task == "train" else sampling_case(spec)
+    if spec.device != "cuda":
+        use_cpu(spec.batch)
+    if spec.task == "sample":
+        return sampling_case(spec)
+    return training(config_of(spec), image_shape(spec), compiled=bool(spec.device))
 
 
-def training(config: Config, shape: tuple[int, int, int]) -> Case:
-    """The step of train.py: loss, gradient, clipping, Adam, average; the state is donated."""
+def training(config: Config, shape: tuple[int, int, int], compiled: bool = False) -> Case:
+    """The step of train.py: loss, gradient, clipping, Adam, average; the state is donated.
+
+    `compiled`: before it runs, and on a batch that is on the device already, as PyTorch's is.
+    """
     mesh = make_mesh(config.mesh)
     rule = optimizer(config.optim, config.steps)
 
@@ -81,7 +87,8 @@ def training(config: Config, shape: tuple[int, int, int]) -> Case:
 
     abstract = jax.eval_shape(init)
     places = partition(abstract, mesh, parameter_axes)
-    state = jax.jit(init, out_shardings=places, compiler_options={"xla_backend_optimization_level": 0})()
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    state = jax.jit(init, out_shardings=places, compiler_options=options)()
     step = make_step(build.loss_fn(config), rule, config.ema, config.seed)
     placed = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), abstract, places)
     engine = jit_engine(mesh, step, placed, config.batch_size)
@@ -92,10 +99,26 @@ def training(config: Config, shape: tuple[int, int, int]) -> Case:
         holder[0], metrics = engine.step(holder[0], {"image": image})
         jax.block_until_ready((holder[0], metrics))
 
-    plain = dataclasses.replace(config, network=config.network.clone(remat="none"))  # nothing is computed twice
-    step = make_step(build.loss_fn(plain), rule, config.ema, config.seed)
-    flops = work_of(step, abstract, {"image": jax.ShapeDtypeStruct(image.shape, image.dtype)})
-    return Case(run, flops, count(abstract.params), about())
+    plain = counted(dataclasses.replace(config, network=config.network.clone(remat="none")))  # nothing computed twice
+    defined = make_step(build.loss_fn(plain), rule, config.ema, config.seed)
+    flops = work_of(defined, abstract, {"image": jax.ShapeDtypeStruct(image.shape, image.dtype)})
+    if not compiled:
+        return Case(run, flops, count(abstract.params), about())
+    with jax.set_mesh(mesh):
+        batch = shard_batch(mesh, {"image": image})
+        program = jit_step(mesh, step, placed).lower(holder[0], batch).compile()
+
+    def run_compiled() -> None:
+        with jax.set_mesh(mesh):
+            holder[0], metrics = program(holder[0], batch)
+        jax.block_until_ready((holder[0], metrics))
+
+    return Case(run_compiled, flops, count(abstract.params), about(), ready=lambda: None)
+
+
+def counted(config: Config) -> Config:
+    """The same network with attention as plain products, whose operations can be counted."""
+    return dataclasses.replace(config, network=config.network.clone(attention="plain"))
 
 
 def sampling_case(spec: Spec) -> Case:
@@ -108,20 +131,28 @@ def sampling_case(spec: Spec) -> Case:
     params = jax.jit(lambda: {"network": init_params(config.network, key, shape, {})})()
     params = jax.device_put(params, partition(params, mesh, parameter_axes))
 
-    @jax.jit
-    def sampler(params: Any, indices: jax.Array, levels: Any) -> jax.Array:
-        keys = image_keys(0, indices)
-        denoise = denoise_of(config, Guides(), Weights(params), {}, scales_of(config))
-        x = initial(keys, shape, jax.tree.map(lambda a: a[0], levels))
-        return to_uint8(sample(keys, x, levels, denoise, config.solver))
+    def sampler_of(config: Config) -> Any:
+        @jax.jit
+        def sampler(params: Any, indices: jax.Array, levels: Any) -> jax.Array:
+            keys = image_keys(0, indices)
+            denoise = denoise_of(config, Guides(), Weights(params), {}, scales_of(config))
+            x = initial(keys, shape, jax.tree.map(lambda a: a[0], levels))
+            return to_uint8(sample(keys, x, levels, denoise, config.solver))
 
-    indices = shard_batch(mesh, {"index": np.arange(spec.batch, dtype=np.int32)})["index"]
+        return sampler
+
+    args = params, shard_batch(mesh, {"index": np.arange(spec.batch, dtype=np.int32)})["index"], levels
+    work = work_of(sampler_of(counted(config)), *args)
+    program = sampler_of(config)
+    if spec.device:
+        with jax.set_mesh(mesh):
+            program = program.lower(*args).compile()
 
     def run() -> None:
         with jax.set_mesh(mesh):
-            sampler(params, indices, levels).block_until_ready()
+            program(*args).block_until_ready()
 
-    return Case(run, work_of(sampler, params, indices, levels), count(params), about())
+    return Case(run, work, count(params), about(), ready=(lambda: None) if spec.device else None)
 
 
 def work_of(function: Callable, *args: Any) -> float:
@@ -169,6 +200,32 @@ def peaks(seconds: float, quick: bool = False) -> dict[str, float]:
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
+def gpu_peaks(seconds: float, device: Device, quick: bool) -> dict[str, dict[str, float]]:
+    """For each precision, operations per second of a large matrix product and a 3 x 3 convolution; TF32 is float32."""
+    n, batch, runs = (256, 1, 2) if quick else (8192, 128, 20)
+    found: dict[str, dict[str, float]] = {}
+    conv = jax.jit(lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=LAYOUT))
+    matmul = jax.jit(jnp.matmul)
+
+    def rate(flops: float, function: Callable, *shapes: tuple[int, ...]) -> float:
+        args = [jax.random.normal(jax.random.key(i), shape, dtype) for i, shape in enumerate(shapes)]
+
+        def run() -> None:
+            for _ in range(runs - 1):
+                function(*args)
+            function(*args).block_until_ready()
+
+        return runs * flops / fastest(run, seconds)
+
+    for dtype in ("float32", "bfloat16"):
+        shapes = (batch, 32, 32, 256), (3, 3, 256, 256)
+        found[dtype] = {
+            "matmul": rate(2.0 * n**3, matmul, (n, n), (n, n)),
+            "conv": rate(2.0 * 9 * batch * 32 * 32 * 256 * 256, conv, *shapes),
+        }
+    return found
+
+
 def fastest(run: Any, seconds: float) -> float:
     """The time of the fastest of many runs: a peak is what the machine can do when nothing disturbs it."""
     run()
@@ -176,4 +233,4 @@ def fastest(run: Any, seconds: float) -> float:
 
 
 if __name__ == "__main__":
-    serve(make, {"peaks": peaks})
+    serve(make, {"peaks": peaks, "gpu_peaks": gpu_peaks, "kind": lambda: jax.devices()[0].device_kind})

@@ -22,6 +22,9 @@ AXES = {
     "devices": "sampling time against devices",
 }
 COLUMNS = ("what", "side", "figure", "ratio", "per FLOP", "of the peak", "to compile")
+GPU_COLUMNS = ("what", "side", "figure", "ratio", "of the peak")
+TITLES = {"float32": "TF32", "bfloat16": "bfloat16"}
+KINDS = {"matmul": "matrix product, peak", "conv": "3x3 convolution, peak"}
 
 
 class Row(NamedTuple):
@@ -158,6 +161,46 @@ def tpu_row(point: Json) -> Row:
     at = point["at"]
     figure = f"{point['batch']} ({at['hbm']:.1f} GiB a chip, {at['state']:.1f} of it state and batch)"
     return Row(what, point["side"], figure, compiles=f"{at['seconds']:.1f} s")
+
+
+def gpu_table(record: Json) -> str:
+    """The machine of `benchmarks.gpu` in words, and all rows as Markdown."""
+    here, sections = record["machine"], record["sections"]
+    versions = ", ".join(f"{name} {number}" for name, number in here["versions"].items())
+    quick = "**A quick look on tiny networks: these numbers mean nothing.** " if record["quick"] else ""
+    about = f"{quick}{here.get('device') or 'unknown device'} ({here['driver'] or 'no driver'}); {versions}."
+    rows: list[tuple[str, ...]] = [GPU_COLUMNS, ("---",) * len(GPU_COLUMNS)]
+    rates = {side: found.get("best", {}) for side, found in sections.get("peaks", {"sides": {}})["sides"].items()}
+    limits: dict[tuple[str, str], float] = {}
+    for precision, title in TITLES.items():
+        for kind, what in KINDS.items():
+            found = {side: best[precision][kind] for side, best in rates.items() if precision in best}
+            limit = limits[precision, kind] = max(found.values(), default=0.0)
+            for side, rate in found.items():
+                rows.append((f"{what}, {title}", side, f"{rate / 1e12:.1f} TFLOP/s", "", percent(rate / limit)))
+    for name, section in sections.items():
+        if name != "peaks":
+            title, kind = COMPARED[name.split()[0]]
+            precision = section["spec"]["precision"]
+            title = f"{title}, batch {section['spec']['batch']}, {TITLES[precision]}"
+            rows += [gpu_row(section, side, title, limits[precision, kind]) for side in section["sides"]]
+    return "\n".join([about, "", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def gpu_row(section: Json, side: str, title: str, limit: float) -> tuple[str, ...]:
+    """A side's row: images a second and the time of a step or call, over jaxdiff's time, operations over the peak."""
+    spec, found, ours = section["spec"], section["sides"][side], section["sides"].get("jaxdiff", {})
+    if "median" not in found:
+        return title, side, f"failed: {found.get('error', 'not measured').replace('|', '/')[:80]}", "", ""
+    time, training = found["median"], spec["task"] == "train"
+    calls, unit, each = (1, "images/s", "step") if training else (spec["calls"], "images and calls/s", "call")
+    return (
+        title,
+        side,
+        f"{spec['batch'] * calls / time:.0f} {unit} ({1e3 * time / calls:.2f} ms a {each})",
+        f"{time / ours['median']:.2f}" if "median" in ours else "",
+        percent(found["flops"] / time / limit) if limit else "",
+    )
 
 
 def percent(fraction: float) -> str:

@@ -4,6 +4,8 @@ from typing import Literal, NamedTuple
 
 Network = Literal["unet", "dit"]
 Task = Literal["train", "sample"]
+Precision = Literal["float32", "bfloat16"]
+Device = Literal["", "cpu", "cuda"]
 
 
 class Size(NamedTuple):
@@ -50,6 +52,10 @@ class Spec(NamedTuple):
     """For PyTorch: torch.compile."""
     side: int = SIDE
     """Of the images; jaxdiff's side alone has others."""
+    precision: Precision = "float32"
+    """Of the network's computations; parameters and their averages are float32."""
+    device: Device = ""
+    """Where `benchmarks.gpu` runs it; "" for the comparison on a CPU."""
 
 
 def spec_of(fields: dict) -> Spec:

@@ -1,9 +1,11 @@
 """PyTorch's side: diffusers' networks, configured alike, with a training step and a DDIM loop that do the same work.
 
-Eager or compiled; the fused AdamW and the multi-tensor average, which are PyTorch's fastest on a CPU.
+Eager or compiled; the fused AdamW and the multi-tensor average, which are PyTorch's fastest on a CPU. In the comparison
+on a GPU (`spec.device`) the U-Net is in channels_last, products of float32 may be TF32, and bfloat16 is autocast.
 """
 
 import copy
+import gc
 import itertools
 import os
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.sizes import BETAS, CHANNELS, CLIP, DECAY, DROPOUT, RATE, SIDE, TIMES, Size, Spec, spec_of
+from benchmarks.sizes import BETAS, CHANNELS, CLIP, DECAY, DROPOUT, RATE, SIDE, TIMES, Device, Size, Spec, spec_of
 from benchmarks.worker import Case, repeat, serve
 
 
@@ -53,10 +55,21 @@ def network_of(spec: Spec) -> torch.nn.Module:
 
 def call_of(spec: Spec, network: Callable) -> Callable:
     """(x, t) -> the network's output; a DiT is told a class as well."""
-    if spec.network == "unet":
-        return lambda x, t: network(x, t).sample
-    labels = torch.zeros(spec.batch, dtype=torch.int64)
-    return lambda x, t: network(x, timestep=t, class_labels=labels).sample
+    labels = torch.zeros(spec.batch, dtype=torch.int64, device=spec.device or "cpu")
+
+    def call(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        if spec.network == "unet":
+            return network(x, t).sample
+        return network(x, timestep=t, class_labels=labels).sample
+
+    def lowered(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        if spec.network == "unet":
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(spec.device, torch.bfloat16, enabled=spec.precision == "bfloat16"):
+            out = call(x, t)
+        return out.float()
+
+    return lowered if spec.device else call
 
 
 def repeated_parameters(network: torch.nn.Module) -> int:
@@ -68,29 +81,58 @@ def repeated_parameters(network: torch.nn.Module) -> int:
 def make(fields: dict) -> Case:
     """The case of a spec."""
     spec = spec_of(fields)
-    torch.set_num_threads(os.cpu_count() or 1)
+    if spec.device != "cuda":
+        torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
     network = network_of(spec)
+    if spec.device:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+        network = network.to(torch.device(spec.device))
+        network = network.to(memory_format=torch.channels_last) if spec.network == "unet" else network  # pyright: ignore
     compiled = torch.compile(network) if spec.compiled else network
     make_run = training if spec.task == "train" else sampling
     run = make_run(spec, network, call_of(spec, compiled))
     # Counted on a copy that is not compiled, with attention as the plain products, which the counter knows.
     other = copy.deepcopy(network)
+    part = spec._replace(batch=2) if spec.device else spec  # whose maps of attention fit; all work grows with the batch
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        make_run(spec, other, call_of(spec, other))()
+        make_run(part, other, call_of(part, other))()
+    flops = float(counter.get_total_flops()) * spec.batch / part.batch
     about = {
         "version": f"torch {torch.__version__}, diffusers {version('diffusers')}",
         "devices": torch.get_num_threads(),
         "repeated": repeated_parameters(network),
     }
     parameters = sum(p.numel() for p in network.parameters())
-    return Case(run, float(counter.get_total_flops()), parameters, about)
+    if not spec.device:
+        return Case(run, flops, parameters, about)
+    layout = "channels_last, " if spec.network == "unet" else ""
+    about["settings"] = f"{layout}{'autocast to bfloat16' if spec.precision == 'bfloat16' else 'TF32'}, cudnn.benchmark"
+
+    def finished() -> None:
+        run()
+        synchronize(spec.device)
+
+    def ready() -> None:
+        for _ in range(2):
+            finished()
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    return Case(finished, flops, parameters, about, ready)
 
 
-def schedule() -> tuple[torch.Tensor, torch.Tensor]:
+def synchronize(device: Device) -> None:
+    """Waits until the GPU has done all that it was told."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def schedule(device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """alpha and sigma of the chain's steps."""
     alpha_bar = torch.cumprod(1 - torch.linspace(*BETAS, TIMES, dtype=torch.float64), 0)
-    return alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
+    return alpha_bar.sqrt().float().to(device), (1 - alpha_bar).sqrt().float().to(device)
 
 
 def training(spec: Spec, network: torch.nn.Module, call: Callable) -> Callable[[], object]:
@@ -99,12 +141,13 @@ def training(spec: Spec, network: torch.nn.Module, call: Callable) -> Callable[[
     params = list(network.parameters())
     average = [p.detach().clone() for p in params]
     optimizer = torch.optim.AdamW(params, lr=RATE, weight_decay=0.0, fused=True)
-    alpha, sigma = schedule()
-    image = torch.randint(0, 256, (spec.batch, CHANNELS[spec.network], SIDE, SIDE), dtype=torch.uint8)
+    device = spec.device or "cpu"
+    alpha, sigma = schedule(device)
+    image = torch.randint(0, 256, (spec.batch, CHANNELS[spec.network], SIDE, SIDE), dtype=torch.uint8, device=device)
 
     def run() -> None:
         x0 = image.float() / 127.5 - 1
-        t = torch.randint(0, TIMES, (spec.batch,))
+        t = torch.randint(0, TIMES, (spec.batch,), device=device)
         eps = torch.randn_like(x0)
         x = alpha[t, None, None, None] * x0 + sigma[t, None, None, None] * eps
         loss = torch.nn.functional.mse_loss(call(x, t), eps)
@@ -123,14 +166,15 @@ def training(spec: Spec, network: torch.nn.Module, call: Callable) -> Callable[[
 def sampling(spec: Spec, network: torch.nn.Module, call: Callable) -> Callable[[], object]:
     """DDIM with clipped x0, evenly spaced times."""
     network.eval()
-    alpha, sigma = schedule()
+    device = spec.device or "cpu"
+    alpha, sigma = schedule(device)
     steps = torch.linspace(TIMES, 0, spec.calls + 1).round().int().tolist()
 
     @torch.inference_mode()
     def run() -> torch.Tensor:
-        x = torch.randn(spec.batch, CHANNELS[spec.network], SIDE, SIDE)
+        x = torch.randn(spec.batch, CHANNELS[spec.network], SIDE, SIDE, device=device)
         for cur, nxt in itertools.pairwise(steps):
-            t = torch.full((spec.batch,), cur - 1)
+            t = torch.full((spec.batch,), cur - 1, device=device)
             x0 = ((x - sigma[cur - 1] * call(x, t)) / alpha[cur - 1]).clamp(-1, 1)
             eps = (x - alpha[cur - 1] * x0) / sigma[cur - 1]
             x = alpha[nxt - 1] * x0 + sigma[nxt - 1] * eps if nxt else x0
@@ -152,6 +196,32 @@ def peaks(seconds: float, quick: bool = False) -> dict[str, float]:
     return best
 
 
+def gpu_peaks(seconds: float, device: Device, quick: bool) -> dict[str, dict[str, float]]:
+    """For each precision, operations per second of a large product and a convolution, as on jaxdiff's side."""
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    n, batch, runs = (256, 1, 2) if quick else (8192, 128, 20)
+    found: dict[str, dict[str, float]] = {}
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        a, b = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
+        x = torch.randn(batch, 256, 32, 32, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
+        w = torch.randn(256, 256, 3, 3, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
+        works: dict[str, tuple[float, Callable[[], object]]] = {
+            "matmul": (2.0 * n**3, lambda a=a, b=b: a @ b),
+            "conv": (2.0 * 9 * x.numel() * 256, lambda x=x, w=w: torch.nn.functional.conv2d(x, w, padding=1)),
+        }
+        found[name] = {}
+        for kind, (flops, function) in works.items():
+
+            def run(function: Callable[[], object] = function) -> None:
+                for _ in range(runs):
+                    function()
+                synchronize(device)
+
+            found[name][kind] = runs * flops / fastest(run, seconds)
+    return found
+
+
 @torch.inference_mode()
 def fastest(run: Callable[[], Any], seconds: float) -> float:
     """The time of the fastest of many runs."""
@@ -160,4 +230,4 @@ def fastest(run: Callable[[], Any], seconds: float) -> float:
 
 
 if __name__ == "__main__":
-    serve(make, {"peaks": peaks})
+    serve(make, {"peaks": peaks, "gpu_peaks": gpu_peaks})

@@ -1,5 +1,6 @@
 """The benchmarks' own parts: what they count, how they take turns, what they write. Nothing is timed here."""
 
+import json
 import math
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import report, run, worker
+from benchmarks import gpu, report, run, worker
 from benchmarks.flops import count_flops
 from benchmarks.plain_dit import PlainDiT, plain_state, plain_step
 from benchmarks.sections import check_same_work
@@ -127,6 +128,45 @@ def test_the_table_tells_ratios_and_fractions():
     assert rows["PyTorch eager"][1:4] == ["1.50", "1.50", "17 %"]
     assert rows["peer"][1:3] == ["2.00", "1.00"]
     assert rows["gone"][0].startswith("failed")
+
+
+def test_the_table_of_a_gpu_tells_ratios_and_fractions():
+    jobs = gpu.jobs("cuda", quick=False, only="")
+    assert len(jobs) == 3 * len(gpu.COMPARISONS) + 2
+    (made,) = [job.message["make"] for job in jobs if (job.section, job.side) == ("dit_sample bfloat16", "jaxdiff")]
+    sides = {"jaxdiff": side(0.1, flops=1e13), "PyTorch eager": side(0.2, flops=1e13), "gone": {"error": "no | such"}}
+    peaks = {"JAX": {"best": {"bfloat16": {"matmul": 2e14, "conv": 1e14}}}, "PyTorch": {"error": "gone"}}
+    here = {"driver": "", "device": "a chip", "versions": {"jax": "1"}}
+    sections = {"dit_sample bfloat16": {"spec": made, "sides": sides}, "peaks": {"spec": None, "sides": peaks}}
+    lines = report.gpu_table({"quick": False, "machine": here, "sections": sections}).splitlines()
+    assert {line.count("|") for line in lines[2:]} == {len(report.GPU_COLUMNS) + 1}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[4:]]
+    assert rows[0] == ["matrix product, peak, bfloat16", "JAX", "200.0 TFLOP/s", "", "100 %"]
+    assert rows[2][2:] == ["20480 images and calls/s (12.50 ms a call)", "1.00", "50 %"]
+    assert rows[3][3:] == ["2.00", "25 %"] and rows[4][2] == "failed: no / such"
+
+
+def test_a_side_that_fails_on_a_gpu_is_an_error_and_the_others_go_on(monkeypatch, tmp_path):
+    class Side:
+        def __init__(self, module, env):
+            self.name, self.process = module, self
+            self.stdin, self.close, self.kill = self, lambda: None, lambda: None
+
+        def ask(self, **message):
+            if self.name == "torch_side":
+                raise worker.Failed("no such module")
+            return {"times": [0.5]} if "measure" in message else {"flops": 1e9, "parameters": 1}
+
+    monkeypatch.setattr(gpu, "Worker", Side)
+    monkeypatch.setattr(gpu.time, "sleep", lambda seconds: None)
+    out, ready = tmp_path / "gpu.json", tmp_path / "ready"
+    command = ["gpu", "--out", str(out), "--quick", "--only", "dit_train", "--device", "cpu", "--ready", str(ready)]
+    monkeypatch.setattr("sys.argv", command)
+    gpu.main()
+    sides = json.loads(out.read_text())["sections"]["dit_train bfloat16"]["sides"]
+    assert sides["jaxdiff"]["median"] == 0.5 and sides["jaxdiff"]["count"] == 2
+    assert sides["PyTorch eager"] == sides["PyTorch compiled"] == {"error": "no such module"}
+    assert ready.exists() and (tmp_path / "ready.done").exists()
 
 
 def test_growth_is_an_exponent():
