@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePath
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,16 @@ def find_model(name: epath.PathLike) -> epath.Path | None:
     return shipped if is_shipped else None
 
 
+def is_run(folder: epath.PathLike) -> bool:
+    """Whether this is the folder of a run, and of no model."""
+    return find_model(folder) is None and (epath.Path(folder) / CONFIG).exists()
+
+
+def is_trained(folder: epath.PathLike) -> bool:
+    """Whether this can be sampled: a run or a model, by its folder or its name."""
+    return find_model(folder) is not None or is_run(folder)
+
+
 def shipped_models() -> tuple[str, ...]:
     """The names of the models that come with the package."""
     return tuple(sorted(p.name for p in SHIPPED.iterdir() if (p / WEIGHTS).exists())) if SHIPPED.exists() else ()
@@ -64,12 +74,7 @@ def shipped_models() -> tuple[str, ...]:
 def read_model(folder: epath.PathLike) -> Checkpoint:
     """The model in a folder, its parameters as float32. Raises: ValueError where the folder holds no such model."""
     folder = epath.Path(folder)
-    record = json.loads((folder / CONFIG).read_text()) if (folder / CONFIG).exists() else {}
-    if not (isinstance(record, dict) and "jaxdiff" in record and "step" in record):
-        raise ValueError(f"{folder} has {WEIGHTS}, but no {CONFIG} that jaxdiff wrote beside it")
-    config = from_json(record["config"])
-    assert isinstance(config, Config)
-    config = in_place(config, folder)
+    config, record = read_model_config(folder)
     params: Params = {}
     for name, array in safetensors.read(Path(folder / WEIGHTS)).items():
         *modules, leaf = name.split(".")
@@ -79,6 +84,17 @@ def read_model(folder: epath.PathLike) -> Checkpoint:
         node[leaf] = jnp.asarray(array, jnp.float32)
     names, captions = (tuple(record.get(key, ())) for key in ("label_names", "captions"))
     return Checkpoint(config, names, record["step"], params, record.get("tokenizer", ""), captions)
+
+
+def read_model_config(folder: epath.PathLike) -> tuple[Config, Mapping[str, Any]]:
+    """(its config, all that is written beside the parameters). Raises: as `read_model`."""
+    folder = epath.Path(folder)
+    record = json.loads((folder / CONFIG).read_text()) if (folder / CONFIG).exists() else {}
+    if not (isinstance(record, dict) and "jaxdiff" in record and "step" in record):
+        raise ValueError(f"{folder} has {WEIGHTS}, but no {CONFIG} that jaxdiff wrote beside it")
+    config = from_json(record["config"])
+    assert isinstance(config, Config)
+    return in_place(config, folder), record
 
 
 def write_model(
@@ -111,8 +127,8 @@ def check_new(folder: Path) -> None:
 
 
 def _write(folder: Path, model: Checkpoint, dtype: Dtype) -> None:
-    config, source = model.config, PurePath(model.config.data.source).name
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))
+    config = model.config
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=nameless(config.data.source)))
     record = {"config": to_json(config), "step": model.step}
     record |= {"label_names": list(model.label_names), "captions": list(model.captions), "tokenizer": model.tokenizer}
     arrays = {
@@ -121,6 +137,15 @@ def _write(folder: Path, model: Checkpoint, dtype: Dtype) -> None:
     }
     safetensors.write(folder / WEIGHTS, arrays)
     write_json(epath.Path(folder / CONFIG), {"jaxdiff": jaxdiff.__version__} | record)
+
+
+def nameless(source: str) -> str:
+    """A source without the folders of its place: "records:/data/latents" is "records:latents"."""
+    kind, colon, place = source.partition(":")
+    if kind == "tfds":
+        return ":".join(source.split(":")[:2])  # tfds:NAME:DIR
+    named = colon and "/" not in kind and not place.startswith("//")
+    return f"{kind}:{PurePath(place).name}" if named else PurePath(source).name
 
 
 def in_place(config: Config, folder: epath.Path) -> Config:

@@ -16,7 +16,7 @@ import sample
 import train
 from jaxdiff import autoencoders, build, sampler
 from jaxdiff.codecs import open_codec
-from jaxdiff.commands import precompute
+from jaxdiff.commands import convert, precompute
 from jaxdiff.data import Data, open_source
 from jaxdiff.data.captions import caption
 from jaxdiff.presets import preset
@@ -149,6 +149,12 @@ def test_text_to_image_in_its_latents(workdir, tmp_path):
     sample.main([*wanted, "--codec", f"run={workdir}", "--tile", "4"])
     assert np.asarray(Image.open(out / "images" / "000001.png")).shape == (16, 16, 3)
     config = open_trained(latent_run, Settings(codec=f"run={workdir}")).config
+    convert.main([str(latent_run), str(tmp_path / "model"), "--codec", f"run={workdir}"])
+    (tmp_path / "model").rename(tmp_path / "moved")
+    again = tmp_path / "again"
+    wanted = [str(tmp_path / "moved"), "--out", str(again), "--num", "2", "--batch-size", "2", "--prompt", "grey 3"]
+    sample.main([*wanted, "--tile", "4"])  # what decodes has come along
+    assert (again / "images" / "000001.png").read_bytes() == (out / "images" / "000001.png").read_bytes()
     other = dataclasses.replace(config, latents=dataclasses.replace(config.latents, sha256=("0" * 64,)))
     with pytest.raises(ValueError, match=r"other weights made the latents \(--codec\)"):
         sampler.finish_of(other)

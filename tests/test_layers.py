@@ -15,6 +15,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 LIBRARY = {"core", "networks", "objectives", "sampling", "data", "training", "evaluation", "pretrained"}
 BUILDERS = LIBRARY | {
     "adapters",
+    "autoencoders",
     "config",
     "presets",
     "build",
@@ -58,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapters": LIBRARY | {"config"},
     "autoencoders": LIBRARY | {"config"},
     "build": LIBRARY | {"adapters", "autoencoders", "config"},
-    "codecs": LIBRARY | {"config"},
+    "codecs": LIBRARY | {"config", "models"},
     "originals": LIBRARY | {"config"},
     "editor": LIBRARY | {"config", "sampler"},
     "fitted_grids": LIBRARY | {"config"},

@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 from tiny import run
 
-from jaxdiff.models import SHIPPED, Checkpoint, find_model, read_model, shipped_models, write_model
+from jaxdiff.commands.reference import reference_data
+from jaxdiff.models import (
+    SHIPPED,
+    Checkpoint,
+    find_model,
+    is_run,
+    is_trained,
+    nameless,
+    read_model,
+    shipped_models,
+    write_model,
+)
 from jaxdiff.presets import preset
 from jaxdiff.settings import Settings
 from jaxdiff.trained import open_trained
@@ -42,6 +53,34 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="not empty"):
         write_model(tmp_path, some_model())
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_runs_models_and_other_folders_are_told_apart(tmp_path):
+    write_model(tmp_path / "model", some_model())
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    assert [is_run(tmp_path / name) for name in ("model", "run", "nothing")] == [False, True, False]
+    assert [is_trained(tmp_path / name) for name in ("model", "run", "nothing")] == [True, True, False]
+    # What a model's samples are compared with: its own data, or others fitted alike.
+    assert reference_data(tmp_path / "model", None, "train").source == "pictures.zip"
+    other = reference_data(tmp_path / "model", "faces.zip", "test")
+    assert (other.source, other.split, other.size) == ("faces.zip", "test", some_model().config.data.size)
+
+
+@pytest.mark.parametrize(
+    ("source", "kept"),
+    [
+        ("/a/b/pictures.zip", "pictures.zip"),
+        ("gs://bucket/b/pictures.zip", "pictures.zip"),
+        ("records:/a/latents", "records:latents"),
+        ("medmnist:a/file.npz", "medmnist:file.npz"),
+        ("emoji:smileys-emotion", "emoji:smileys-emotion"),
+        ("tfds:eurosat/rgb:/a/b", "tfds:eurosat/rgb"),
+        ("fashion_mnist", "fashion_mnist"),
+    ],
+)
+def test_of_the_datas_place_the_last_part_is_kept(source, kept):
+    assert nameless(source) == kept
 
 
 def test_weights_without_a_config_are_refused(tmp_path):

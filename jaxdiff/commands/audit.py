@@ -37,10 +37,10 @@ from jaxdiff.commands.audit_sets import (
 )
 from jaxdiff.commands.evaluate import evaluations, write_json
 from jaxdiff.commands.images import looker
-from jaxdiff.commands.reference import is_run
 from jaxdiff.evaluation import copies
 from jaxdiff.evaluation.distances import Neighbours, nearest
 from jaxdiff.evaluation.store import digest, gather, write_whole
+from jaxdiff.models import is_run
 from jaxdiff.settings import Settings
 from jaxdiff.training import hosts
 from jaxdiff.training.cpu import use_cpu

@@ -11,9 +11,9 @@ from jaxtyping import Float, UInt8
 
 from jaxdiff.commands.evaluate import weights_in
 from jaxdiff.commands.images import Images, data_of_folder, images_of_data, images_of_run, label, looker
-from jaxdiff.commands.reference import is_run, pictures_behind
+from jaxdiff.commands.reference import pictures_behind
 from jaxdiff.data import Data, open_source, open_validation
-from jaxdiff.models import find_model
+from jaxdiff.models import is_trained
 from jaxdiff.pretrained.features import open_features
 from jaxdiff.settings import Settings
 from jaxdiff.trained import open_trained
@@ -44,7 +44,7 @@ def sets_of(
     Raises: ValueError or FileNotFoundError, one line.
     """
     trained = None
-    if find_model(folder) is not None or is_run(folder):
+    if is_trained(folder):
         trained = open_trained(folder, settings)
         config = trained.config
         data = config.data if config.latents is None else pictures_behind(config, train, "train")

@@ -19,14 +19,13 @@ import tyro
 from jaxdiff import cli, singles
 from jaxdiff.autoencoders import is_autoencoder
 from jaxdiff.exports import export
-from jaxdiff.models import Checkpoint, Dtype, check_new, find_model, write_model
+from jaxdiff.models import Checkpoint, Dtype, check_new, find_model, is_run, write_model
 from jaxdiff.originals import config_of, open_original, tensors_of
 from jaxdiff.pipelines import Pipeline, is_pipeline, read_pipeline
 from jaxdiff.pretrained.adm import Ways
 from jaxdiff.pretrained.prompts import lacking
 from jaxdiff.singles import Given, PredictionName
 from jaxdiff.trained import read_checkpoint
-from jaxdiff.training.workdir import is_run
 
 CODEC = "codec"
 """Where a model's folder holds what decodes its latents."""

@@ -21,11 +21,12 @@ import jaxdiff
 from jaxdiff import cli
 from jaxdiff.commands import likelihood, perceptual, sweep
 from jaxdiff.commands.images import Images, data_of_folder, images_of_data, images_of_run, label, looker
-from jaxdiff.commands.reference import has_statistics, is_run, of_statistics, reference_data, save_statistics
+from jaxdiff.commands.reference import has_statistics, of_statistics, reference_data, save_statistics
 from jaxdiff.evaluation import moments
 from jaxdiff.evaluation.bootstrap import Interval
 from jaxdiff.evaluation.metrics import METRICS, Bootstrap, Metric, Reference
 from jaxdiff.evaluation.store import digest, gather, write_whole
+from jaxdiff.models import is_run, is_trained
 from jaxdiff.names import GRIDS, RULES, SOLVERS
 from jaxdiff.networks.feature_net import FeatureNet
 from jaxdiff.pretrained.clip import open_clip_text
@@ -41,10 +42,10 @@ GENERAL = "fd,kid,precision,recall"
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Measure a trained run, or a folder of images."""
+    """Measure a trained run or a model, or a folder of images."""
 
     dir: Annotated[epath.Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """A run's folder (train.py's --workdir), or a folder, .zip or .npz of images of one size."""
+    """A run's folder (train.py's --workdir), a model's, or a folder, .zip or .npz of images of one size."""
     metrics: str = GENERAL
     """What to measure, separated by commas."""
     num: int = 50000
@@ -174,7 +175,7 @@ def evaluate(command: Command, settings: Settings, most_steps: int = 0) -> dict[
     started = time.monotonic()
     metrics = metrics_in(command.metrics)
     nets = networks_of(command, metrics)
-    trained = open_trained(command.dir, settings, most_steps) if is_run(command.dir) else None
+    trained = open_trained(command.dir, settings, most_steps) if is_trained(command.dir) else None
     images = images_of_run(trained) if trained else images_of_data(data_of_folder(command.dir))
     num = min(command.num, images.count or command.num)
     references, reference = reference_of(command, metrics, nets)

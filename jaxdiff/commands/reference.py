@@ -12,13 +12,9 @@ from jaxdiff.config import Config, from_json
 from jaxdiff.data import Data, header_of
 from jaxdiff.evaluation import moments
 from jaxdiff.evaluation.metrics import Metric, Reference
+from jaxdiff.models import find_model, is_trained, read_model_config
 from jaxdiff.networks.feature_net import FeatureNet
 from jaxdiff.training.workdir import read_config
-
-
-def is_run(folder: epath.PathLike) -> bool:
-    """Whether this is the folder of a run."""
-    return (epath.Path(folder) / "config.json").exists()
 
 
 def has_statistics(path: epath.PathLike) -> bool:
@@ -31,12 +27,13 @@ def has_statistics(path: epath.PathLike) -> bool:
 
 
 def reference_data(folder: epath.PathLike, reference: str | None, split: str) -> Data:
-    """The data set to compare with, fitted to the images of a run or of a folder. Raises: ValueError."""
-    if not is_run(folder):
+    """The data set to compare with, fitted to the images of a run, a model or a folder. Raises: ValueError."""
+    if not is_trained(folder):
         if reference is None:
             raise ValueError(f"{folder} is no run: say what its images are compared with (--reference)")
         return dataclasses.replace(data_of_folder(folder), source=reference, split=split)
-    config = from_json(read_config(folder)["config"])
+    model = find_model(folder)
+    config = from_json(read_config(folder)["config"]) if model is None else read_model_config(model)[0]
     assert isinstance(config, Config)
     if config.latents is not None:
         return pictures_behind(config, reference, split)

@@ -47,11 +47,6 @@ def prepare_workdir(
         raise ValueError(f"workdir {root} cannot be written: {error.strerror or error} (--workdir)") from error
 
 
-def is_run(folder: epath.PathLike) -> bool:
-    """Whether the folder is a run's, which has written a checkpoint."""
-    return (epath.Path(folder) / "config.json").exists() and (epath.Path(folder) / "checkpoints").exists()
-
-
 def read_config(workdir: epath.PathLike) -> Json:
     """The config that the run in `workdir` was last started with.
 
