@@ -62,7 +62,7 @@ def borrowed(
 def cudnn(
     q: Float[Array, "b n heads d"], k: Float[Array, "b m heads d"], v: Float[Array, "b m heads d"]
 ) -> Float[Array, "b n heads d"]:
-    """cuDNN's attention: 16-bit floats on an NVIDIA GPU, d a multiple of 8 up to 128."""
+    """cuDNN's attention: 16-bit floats on an NVIDIA GPU, d a multiple of 8 up to 128, n and m even (for gradients)."""
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
 
 
@@ -105,7 +105,8 @@ def kernel_for(
     (_, n, _, d), m = q.shape, k.shape[1]
     if platform == "tpu" and m >= LONG and m % TILE == 0 and n % (shards * TILE) == 0:
         return splash
-    if platform == "gpu" and q.dtype.itemsize == 2 and d % 8 == 0 and d <= 128 and has_cudnn():
+    fits = q.dtype.itemsize == 2 and d % 8 == 0 and d <= 128 and n % (2 * shards) == m % 2 == 0
+    if platform == "gpu" and fits and has_cudnn():
         return cudnn
     return plain
 
