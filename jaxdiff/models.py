@@ -128,7 +128,9 @@ def check_new(folder: Path) -> None:
 
 def _write(folder: Path, model: Checkpoint, dtype: Dtype) -> None:
     config = model.config
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=nameless(config.data.source)))
+    text = "minilm" if config.text.startswith("minilm=") else config.text  # whose weights a package has
+    data = dataclasses.replace(config.data, source=nameless(config.data.source))
+    config = dataclasses.replace(config, data=data, text=text)
     record = {"config": to_json(config), "step": model.step}
     record |= {"label_names": list(model.label_names), "captions": list(model.captions), "tokenizer": model.tokenizer}
     arrays = {

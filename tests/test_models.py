@@ -29,7 +29,8 @@ from jaxdiff.trained import open_trained
 def some_model():
     """A model with parameters that are no network's."""
     config = preset("emoji")
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, source="/somewhere/pictures.zip"))
+    data = dataclasses.replace(config.data, source="/somewhere/pictures.zip")
+    config = dataclasses.replace(config, data=data, text="minilm=/somewhere/model.safetensors")
     params = {"a": {"b": {"kernel": jnp.linspace(-3, 3, 12).reshape(3, 4)}, "scale": jnp.arange(2.0)}}
     return Checkpoint(config, ("cats", "dogs"), 7, params, '{"piece": "é"}', ("a cat",))
 
@@ -46,6 +47,7 @@ def test_what_is_written_is_read_to_the_precision_of_the_file(tmp_path, dtype, e
     assert found[1:3] == model[1:3] and found[4:] == model[4:]
     assert found.config.network == model.config.network
     assert found.config.data.source == "pictures.zip"  # the rest of the path is nobody's business
+    assert found.config.text == "minilm"
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path):
