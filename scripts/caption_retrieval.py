@@ -1,6 +1,7 @@
 """Does a network draw what its caption says? Samples for captions, looked for among the real pictures.
 
     python scripts/caption_retrieval.py RUN OUT [--captions 396] [--scales 1,3]
+    python scripts/caption_retrieval.py RUN OUT --pictures emoji64.zip --codec taef2=...   of a run on latents
 
 A sample is right (top 1) where, of all real pictures of the set, training and test together, the one that its caption
 belongs to is the nearest by the angle between EfficientNet-Lite0 features, and right (top 5) where it is among the five
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxdiff.commands.images import Images, images_of_data, images_of_run, label, looker
+from jaxdiff.commands.reference import pictures_behind
 from jaxdiff.data import open_source
 from jaxdiff.data.captions import caption
 from jaxdiff.evaluation.kernel import unit
@@ -74,14 +76,18 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=396, help="of each kind")
     parser.add_argument("--scales", default="1,3", help="of guidance")
     parser.add_argument("--steps", type=int, default=None, help="of the sampler")
+    parser.add_argument("--pictures", default=None, help="what a run's latents were made from")
+    parser.add_argument("--codec", default=None, help="what decodes them")
     args = parser.parse_args()
 
-    settings = Settings(batch_size=36, steps=args.steps)
+    settings = Settings(batch_size=36, steps=args.steps, codec=args.codec)
     trained = open_trained(args.run, settings)
     net = open_features(DEFAULT, None)
     real, colours, texts = [], [], []
     for split in ("train", "test"):
-        data = dataclasses.replace(trained.config.data, split=split)
+        config = trained.config
+        data = config.data if config.latents is None else pictures_behind(config, args.pictures, split)
+        data = dataclasses.replace(data, split=split)
         source = open_source(data)
         look = looker({"net": net}, images_of_data(data), 64, keep=True)
         found = look(np.arange(len(source), dtype=np.int32))
