@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=396, help="of each kind")
     parser.add_argument("--scales", default="1,3", help="of guidance")
     parser.add_argument("--steps", type=int, default=None, help="of the sampler")
+    parser.add_argument("--splits", default="train,test", help="train alone, of a set that has no other")
     parser.add_argument("--pictures", default=None, help="what a run's latents were made from")
     parser.add_argument("--codec", default=None, help="what decodes them")
     args = parser.parse_args()
@@ -84,7 +85,7 @@ def main() -> None:
     trained = open_trained(args.run, settings)
     net = open_features(DEFAULT, None)
     real, colours, texts = [], [], []
-    for split in ("train", "test"):
+    for split in args.splits.split(","):
         config = trained.config
         data = config.data if config.latents is None else pictures_behind(config, args.pictures, split)
         data = dataclasses.replace(data, split=split)
@@ -101,6 +102,7 @@ def main() -> None:
         "seen, with a skin tone": evenly(toned, args.captions),
         "seen, of all kinds": evenly(list(range(first_test)), args.captions),
     }
+    asked = {kind: places for kind, places in asked.items() if places}
     args.out.mkdir(parents=True, exist_ok=True)
     record: dict[str, object] = {"pictures": len(real), "features": label(net), "figures": []}
     for scale in map(float, args.scales.split(",")):
