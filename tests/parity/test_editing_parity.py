@@ -1,6 +1,8 @@
-"""Editing against diffusers, step by step: RePaint, DDIM inversion, and where image to image starts.
+"""Editing against diffusers, step by step: inpainting, RePaint, DDIM inversion, and where image to image starts.
 
 What differs, and how it is met here:
+
+- The inpainting pipelines give the picture one noise, that of the start, in all steps; here each step's is fresh.
 
 - RePaintScheduler rises level by level, and training step by training step; `RePaint` rises over all of them at once,
   which has the same law. Noise can be compared where a rise is one step: a jump of one, and as many steps as the
@@ -26,6 +28,7 @@ diffusers = pytest.importorskip("diffusers", reason="needs the extra parity")
 from jaxdiff.core import gaussian, grids, paths, predictions  # noqa: E402
 from jaxdiff.core.types import Level  # noqa: E402
 from jaxdiff.sampling.ddim import DDIM  # noqa: E402
+from jaxdiff.sampling.editing import keep  # noqa: E402
 from jaxdiff.sampling.editing.inversion import Inverse  # noqa: E402
 from jaxdiff.sampling.editing.keep import KEPT, Keep, outside  # noqa: E402
 from jaxdiff.sampling.editing.repaint import places, rewound  # noqa: E402
@@ -90,6 +93,33 @@ def test_repaint(monkeypatch):
     keeps = Keep(Restart(DDIM(1.0)), IMAGE, outside(MASK))
     ours = jax.jit(lambda x: trajectory(KEYS, x, levels, denoiser(predictions.Eps()), keeps))(x)
     np.testing.assert_allclose(ours, np.stack(after), atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_replacement(kind, eta, monkeypatch):
+    """The loop of StableDiffusionInpaintPipeline with a network that is not shown the mask."""
+    scheduler = diffusers.DDIMScheduler(prediction_type=kind, clip_sample=False, timestep_spacing="trailing")
+    scheduler.set_timesteps(10)
+    steps = scheduler.timesteps.tolist()
+    bars = scheduler.alphas_cumprod.double().numpy()
+    noise = normal(image_keys(2, jnp.arange(2)), SHAPE[1:])
+    monkeypatch.setattr(keep, "normal_like", lambda keys, x: noise)  # one noise in all steps, as there
+    y, after = scheduler.add_noise(torched(IMAGE), torched(noise), scheduler.timesteps[:1]), []
+    x = jnp.asarray(y.numpy())
+    for i, t in enumerate(steps):
+        out = network(y.numpy(), np.arccos(np.sqrt(bars[t])))
+        fresh = torched(normal_like(fold(KEYS, i + 1), x))
+        y = scheduler.step(torched(out), t, y, eta=eta, variance_noise=fresh if eta else None).prev_sample
+        there = torched(IMAGE)
+        if i < len(steps) - 1:
+            there = scheduler.add_noise(there, torched(noise), torch.tensor([steps[i + 1]]))
+        y = (1 - torched(MASK)) * there + torched(MASK) * y
+        after.append(y.numpy())
+    levels = level_of(np.append(bars[steps], 1.0))
+    keeps = Keep(DDIM(eta), IMAGE, outside(MASK))
+    ours = jax.jit(lambda x: trajectory(KEYS, x, levels, denoiser(PREDICTIONS[kind]), keeps))(x)
+    np.testing.assert_allclose(ours, np.stack(after), rtol=1e-4, atol=1e-4 * np.abs(after).max())
 
 
 @pytest.mark.parametrize(("n", "jump", "times"), [(20, 10, 10), (23, 4, 3), (10, 1, 2), (5, 7, 3)])
