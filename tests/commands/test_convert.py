@@ -78,6 +78,7 @@ def test_mistakes_are_one_line_and_leave_nothing(capsys, original, tmp_path):
     assert "broken.pt" in fails(capsys, tmp_path / "broken.pt", tmp_path / "new")
     assert "SRC" in fails(capsys, tmp_path / "absent.pt", tmp_path / "new")
     assert "--heads" in fails(capsys, original[0], tmp_path / "new", "--heads", 0)
+    assert "no run" in fails(capsys, original[0], tmp_path / "new", *WAYS, "--ema", "0.05")
     assert sorted(tmp_path.rglob("*")) == before
 
 
