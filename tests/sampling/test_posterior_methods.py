@@ -408,3 +408,14 @@ def test_methods_for_any_operator_lower_the_distance():
 def test_fields_out_of_range(text):
     with pytest.raises(ValueError, match="not allowed"):
         value_of(text, POSTERIORS, "--method")
+
+
+def test_diffpir_starts_from_pure_noise():
+    """At alpha = 0 its least squares have no prior, and what noise makes of them would outgrow the level's own."""
+    data = independent()
+    operator, y, truth, _ = problem_of(data, "blur(std=2.0)", 0.05)
+    levels = grids.pad(grids.UniformT()(paths.Linear(), 50), MOST_STEPS)
+    assert float(levels.alpha[0]) == 0
+    x, _ = run(value_of("diffpir", POSTERIORS, "--method"), operator, y, 0.05, data, levels=levels)
+    away, variance = distances(x, truth)
+    assert away < 0.5 and variance < 2, (away, variance)

@@ -50,7 +50,9 @@ class DiffPIR:
             keys: Key[Array, "b"], x: Image, state: State, cur: Level, nxt: Level, denoise: Denoise
         ) -> tuple[Image, State]:
             x0 = denoise(x, cur, nxt).x0
-            lam = self.weight * jnp.square(problem.noise * cur.alpha / cur.sigma)
+            # From pure noise the least squares would have nothing to lean on: there it is the next level's prior.
+            ratio = jnp.where(cur.alpha > 0, cur.alpha / cur.sigma, nxt.alpha / jnp.maximum(nxt.sigma, 1e-12))
+            lam = self.weight * jnp.square(problem.noise * ratio)
             x0 = x0 + correction(problem, operator, x0, lam)
             eps = gaussian.from_x0(cur, x, x0).eps
             eps = jnp.sqrt(1 - self.fresh) * eps + jnp.sqrt(self.fresh) * normal_like(keys, x)
