@@ -128,7 +128,7 @@ def check_new(folder: Path) -> None:
 
 def _write(folder: Path, model: Checkpoint, dtype: Dtype) -> None:
     config = model.config
-    text = "minilm" if config.text.startswith("minilm=") else config.text  # whose weights a package has
+    text = "minilm" if config.text.startswith("minilm=/") else config.text  # a package has its weights
     data = dataclasses.replace(config.data, source=nameless(config.data.source))
     config = dataclasses.replace(config, data=data, text=text)
     record = {"config": to_json(config), "step": model.step}
