@@ -68,7 +68,9 @@ def pairs(data: Data, each: int) -> list[Case]:
         line, picture = lines[i], pictures[i]
         others = [v for (base, told), v in place.items() if base == line["base"] and told != line["edit"]]
         rivals = np.stack([read_picture(data, *other) for other in others])
-        cases.append(Case(picture["source"], line["edit"], picture["image"], rivals))
+        shown = picture.get("source")
+        assert shown is not None
+        cases.append(Case(shown, line["edit"], picture["image"], rivals))
     return cases
 
 
