@@ -3,9 +3,8 @@
     python -m benchmarks.gpu --table FILE.json     the numbers as a Markdown table
 
 The networks, the work and the turns are those of `benchmarks.run`, in bfloat16 and with TF32 allowed. All sides are
-made at once, several at a time, and wait idle; then one measures at a time. `--ready` is written when all are made,
-and with `--go` measuring starts when that file is there: other work on the machine can stop in between. The JSON is
-written again after each turn, and a side that fails is an error in it.
+made at once, several at a time, and wait idle; then one measures at a time. The JSON is written again after each turn,
+and a side that fails is an error in it.
 """
 
 import argparse
@@ -221,10 +220,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny networks, meaningless numbers: does all of it run?")
     parser.add_argument("--only", default="", help="sections whose name begins so, as dit_train")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument(
-        "--ready", type=Path, default=None, help="written when all sides are made; FILE.done at the end"
-    )
-    parser.add_argument("--go", type=Path, default=None, help="waited for before measuring, 120 s at most")
     parser.add_argument("--make-seconds", type=float, default=240.0, help="a side not made by then is left out")
     parser.add_argument("--at-once", type=int, default=8, help="sides that are made at the same time")
     parser.add_argument("--seconds", type=float, default=1.2, help="of measuring, for a side in a turn")
@@ -239,17 +234,10 @@ def main() -> None:
     bench = Bench(flags)
     try:
         bench.make_all()
-        if flags.ready:
-            write(flags.ready, "ready\n")
-        until = time.monotonic() + 120
-        while flags.go and not flags.go.exists() and time.monotonic() < until:
-            time.sleep(0.2)
         for section in sorted(bench.record["sections"], key=lambda name: name != "peaks"):
             bench.measure(section)
     finally:
         bench.save()
-        if flags.ready:
-            write(flags.ready.with_name(flags.ready.name + ".done"), "done\n")
         for worker in bench.workers.values():
             worker.process.kill()
     print(gpu_table(bench.record))

@@ -16,7 +16,6 @@ PRESETS: Mapping[str, Callable[[], Config]] = {
         emoji.emoji_text_latent,
         emoji.emoji_sr,
         emoji.emoji_edit,
-        emoji.emoji_edit,
         emoji.emoji_vdm,
         emoji.emoji_edm2,
         emoji.fashion_mnist,
