@@ -23,7 +23,7 @@ import jaxdiff
 from jaxdiff.config import Config, from_json, to_json
 from jaxdiff.core.types import Params
 from jaxdiff.pretrained import safetensors
-from jaxdiff.training.workdir import write_json
+from jaxdiff.training.workdir import read_config, write_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -57,8 +57,11 @@ def find_model(name: epath.PathLike) -> epath.Path | None:
 
 
 def is_run(folder: epath.PathLike) -> bool:
-    """Whether this is the folder of a run, and of no model."""
-    return find_model(folder) is None and (epath.Path(folder) / CONFIG).exists()
+    """Whether this is the folder of a run, and of no model: other programs have a config.json too."""
+    try:
+        return find_model(folder) is None and bool(read_config(folder))
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def is_trained(folder: epath.PathLike) -> bool:

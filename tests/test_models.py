@@ -59,10 +59,12 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path):
 
 def test_runs_models_and_other_folders_are_told_apart(tmp_path):
     write_model(tmp_path / "model", some_model())
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text("{}")
-    assert [is_run(tmp_path / name) for name in ("model", "run", "nothing")] == [False, True, False]
-    assert [is_trained(tmp_path / name) for name in ("model", "run", "nothing")] == [True, True, False]
+    for name, content in {"run": {"jaxdiff": "0", "config": {"seed": 0}}, "others": {"_class_name": "UNet"}}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(content))
+    names = ("model", "run", "others", "nothing")
+    assert [is_run(tmp_path / name) for name in names] == [False, True, False, False]
+    assert [is_trained(tmp_path / name) for name in names] == [True, True, False, False]
     # What a model's samples are compared with: its own data, or others fitted alike.
     assert reference_data(tmp_path / "model", None, "train").source == "pictures.zip"
     other = reference_data(tmp_path / "model", "faces.zip", "test")
