@@ -37,11 +37,11 @@ def _count(jaxpr: Any) -> float:
         elif name == "while":
             raise ValueError("a while loop runs an unknown number of times")
         else:
-            total += sum(_count(inner) for value in params.values() for inner in _jaxprs(value))
+            total += sum(_count(inner) for value in params.values() for inner in inner_jaxprs(value))
     return total
 
 
-def _jaxprs(value: Any) -> list[Any]:
+def inner_jaxprs(value: Any) -> list[Any]:
     """The jaxprs in a parameter of an equation: the bodies of jit, remat, custom derivatives, shard_map."""
     values = value if isinstance(value, tuple | list) else [value]
     bodies = [getattr(v, "jaxpr", v) for v in values]

@@ -79,17 +79,11 @@ def training(config: Config, shape: tuple[int, int, int], compiled: bool = False
     `compiled`: before it runs, and on a batch that is on the device already, as PyTorch's is.
     """
     mesh = make_mesh(config.mesh)
-    rule = optimizer(config.optim, config.steps)
-
-    def init() -> TrainState:
-        params = {"network": init_params(config.network, key_for(config.seed, 0, Purpose.INIT), shape, {})}
-        return init_state(params, rule, config.ema)
-
+    init, step = init_and_step(config, shape)
     abstract = jax.eval_shape(init)
     places = partition(abstract, mesh, parameter_axes)
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     state = jax.jit(init, out_shardings=places, compiler_options=options)()
-    step = make_step(build.loss_fn(config), rule, config.ema, config.seed)
     placed = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), abstract, places)
     engine = jit_engine(mesh, step, placed, config.batch_size)
     image = np.random.default_rng(0).integers(0, 256, (config.batch_size, *shape), np.uint8)
@@ -100,8 +94,7 @@ def training(config: Config, shape: tuple[int, int, int], compiled: bool = False
         jax.block_until_ready((holder[0], metrics))
 
     plain = counted(dataclasses.replace(config, network=config.network.clone(remat="none")))  # nothing computed twice
-    defined = make_step(build.loss_fn(plain), rule, config.ema, config.seed)
-    flops = work_of(defined, abstract, {"image": jax.ShapeDtypeStruct(image.shape, image.dtype)})
+    flops = work_of(*step_and_args(plain, shape))
     if not compiled:
         return Case(run, flops, count(abstract.params), about())
     with jax.set_mesh(mesh):
@@ -116,6 +109,24 @@ def training(config: Config, shape: tuple[int, int, int], compiled: bool = False
     return Case(run_compiled, flops, count(abstract.params), about(), ready=lambda: None)
 
 
+def init_and_step(config: Config, shape: tuple[int, ...]) -> tuple[Callable[[], TrainState], Callable[..., Any]]:
+    """The first state, and the step from one to the next."""
+    rule = optimizer(config.optim, config.steps)
+
+    def init() -> TrainState:
+        params = {"network": init_params(config.network, key_for(config.seed, 0, Purpose.INIT), shape, {})}
+        return init_state(params, rule, config.ema)
+
+    return init, make_step(build.loss_fn(config), rule, config.ema, config.seed)
+
+
+def step_and_args(config: Config, shape: tuple[int, ...]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The step, and its arguments without values."""
+    init, step = init_and_step(config, shape)
+    batch = {"image": jax.ShapeDtypeStruct((config.batch_size, *shape), np.uint8)}
+    return step, (jax.eval_shape(init), batch)
+
+
 def counted(config: Config) -> Config:
     """The same network with attention as plain products, whose operations can be counted."""
     return dataclasses.replace(config, network=config.network.clone(attention="plain"))
@@ -125,25 +136,16 @@ def sampling_case(spec: Spec) -> Case:
     """The sampler of sample.py, for images of any number of channels: one network call in each step of the scan."""
     config, shape = config_of(spec), image_shape(spec)
     mesh = make_mesh(config.mesh)
-    path = config.objective.path_of({})
-    levels = jax.device_put(levels_of(config, path), replicated(mesh))
+    program, args = sampler_and_args(config, shape)
+    abstract, indices, levels = args
+    work = work_of(*sampler_and_args(counted(config), shape))
     key = jax.random.key(0)
     params = jax.jit(lambda: {"network": init_params(config.network, key, shape, {})})()
-    params = jax.device_put(params, partition(params, mesh, parameter_axes))
-
-    def sampler_of(config: Config) -> Any:
-        @jax.jit
-        def sampler(params: Any, indices: jax.Array, levels: Any) -> jax.Array:
-            keys = image_keys(0, indices)
-            denoise = denoise_of(config, Guides(), Weights(params), {}, scales_of(config))
-            x = initial(keys, shape, jax.tree.map(lambda a: a[0], levels))
-            return to_uint8(sample(keys, x, levels, denoise, config.solver))
-
-        return sampler
-
-    args = params, shard_batch(mesh, {"index": np.arange(spec.batch, dtype=np.int32)})["index"], levels
-    work = work_of(sampler_of(counted(config)), *args)
-    program = sampler_of(config)
+    args = (
+        jax.device_put(params, partition(params, mesh, parameter_axes)),
+        shard_batch(mesh, {"index": indices})["index"],
+        jax.device_put(levels, replicated(mesh)),
+    )
     if spec.device:
         with jax.set_mesh(mesh):
             program = program.lower(*args).compile()
@@ -152,7 +154,22 @@ def sampling_case(spec: Spec) -> Case:
         with jax.set_mesh(mesh):
             program(*args).block_until_ready()
 
-    return Case(run, work, count(params), about(), ready=(lambda: None) if spec.device else None)
+    return Case(run, work, count(abstract), about(), ready=(lambda: None) if spec.device else None)
+
+
+def sampler_and_args(config: Config, shape: tuple[int, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """The jitted sampler, and its arguments: parameters without values, the images' numbers, the levels."""
+
+    @jax.jit
+    def sampler(params: Any, indices: jax.Array, levels: Any) -> jax.Array:
+        keys = image_keys(0, indices)
+        denoise = denoise_of(config, Guides(), Weights(params), {}, scales_of(config))
+        x = initial(keys, shape, jax.tree.map(lambda a: a[0], levels))
+        return to_uint8(sample(keys, x, levels, denoise, config.solver))
+
+    params = jax.eval_shape(lambda: {"network": init_params(config.network, jax.random.key(0), shape, {})})
+    indices = np.arange(config.batch_size, dtype=np.int32)
+    return sampler, (params, indices, levels_of(config, config.objective.path_of({})))
 
 
 def work_of(function: Callable, *args: Any) -> float:

@@ -66,7 +66,7 @@ def rows_of(sections: Json) -> Iterator[Row]:
                 yield Row(what, side, f"{rates[kind] / 1e9:.0f} GFLOP/s", peak=percent(rates[kind] / limit[kind]))
     for name, (title, kind) in COMPARED.items():
         if name in sections:
-            yield from compared(sections[name], title, limit and limit[kind])
+            yield from compared(sections[name], title, limit and limit[kind], sections.get("floors", {}).get(name))
     step = images_per_second(sections.get("unet_train"))
     for point in sections.get("data", {}).get("points", []):
         yield data_row(point, step)
@@ -78,8 +78,11 @@ def rows_of(sections: Json) -> Iterator[Row]:
         yield tpu_row(point)
 
 
-def compared(result: Json, title: str, peak: float | None) -> Iterator[Row]:
-    """A comparison's rows: the time, how many times as long as jaxdiff's, and the same for equal FLOPs."""
+def compared(result: Json, title: str, peak: float | None, floor: Json | None = None) -> Iterator[Row]:
+    """A comparison's rows: the time, how many times as long as jaxdiff's, and the same for equal FLOPs.
+
+    `floor`: what jaxdiff's products and convolutions take alone, for a row of its own.
+    """
     spec, ours = result["spec"], result["sides"]["jaxdiff"]
     images = spec["batch"] * (spec["calls"] if spec["task"] == "sample" else 1)
     unit = "image" if spec["task"] == "train" else "image and call"
@@ -99,6 +102,11 @@ def compared(result: Json, title: str, peak: float | None) -> Iterator[Row]:
             percent(flops / time / peak) if peak else "",
             f"{max(0.0, found['first'] - time):.1f} s" if side != "PyTorch eager" else "",
         )
+    if floor and "error" not in floor:
+        time = floor["dot"] + floor["conv"]
+        figure = f"{1e3 * time / images:.1f} ms per {unit}"
+        share = percent(ours["flops"] / time / peak) if peak else ""
+        yield Row(what, "jaxdiff's products and convolutions alone", figure, f"{time / ours['median']:.2f}", "", share)
 
 
 def images_per_second(result: Json | None) -> float | None:

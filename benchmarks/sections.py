@@ -132,6 +132,23 @@ def call(module: str, name: str, **arguments: object) -> Result:
         worker.close()
 
 
+def floors(settings: Settings) -> Result:
+    """What the products and convolutions of jaxdiff's four programs take, each of them alone."""
+    seconds, found = 0.02 if settings.quick else 0.3, {}
+    programs: list[tuple[str, Network, Task]] = [
+        ("unet_train", "unet", "train"),
+        ("unet_sample", "unet", "sample"),
+        ("dit_train", "dit", "train"),
+        ("dit_sample", "dit", "sample"),
+    ]
+    for name, network, task in programs:
+        batch = settings.train_batch if task == "train" else settings.sample_batch
+        spec = Spec(network, task, 4 if settings.quick else batch, size=settings.size)
+        found[name] = call("floor", "floor", spec=spec._asdict(), seconds=seconds)
+        settings.log(f"  {name}: {found[name]}")
+    return found
+
+
 def data(settings: Settings) -> Result:
     """Images a second of the input pipeline."""
     seconds = 0.5 if settings.quick else 5.0
@@ -214,6 +231,7 @@ SECTIONS: dict[str, Callable[[Settings], Result]] = {
     "unet_sample": lambda settings: compare(settings, "unet", "sample"),
     "dit_train": lambda settings: compare(settings, "dit", "train"),
     "dit_sample": lambda settings: compare(settings, "dit", "sample"),
+    "floors": floors,
     "data": data,
     "checkpoints": checkpoints,
     "growth": growth,

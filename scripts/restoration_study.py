@@ -68,22 +68,22 @@ class Task(NamedTuple):
     """Of y."""
 
 
-def held_out(trained: Trained, data: str, split: str, count: int) -> np.ndarray:
-    """The first `count` pictures that the run was not trained on, in [0, 1].
+def held_out(trained: Trained, data: str, split: str, places: range) -> np.ndarray:
+    """The pictures at these places of those that the run was not trained on, in [0, 1].
 
     Raises: ValueError where the run holds none out and no other set is named, or where there are too few.
     """
-    own = trained.config.data
+    own, count = trained.config.data, len(places)
     if data or split:
         named = dataclasses.replace(own, source=data or own.source, split=split or own.split, holdout=0.0)
         images = images_of_data(named)
-        found = images.read(np.arange(min(count, images.count or count)))
+        found = images.read(np.arange(min(places[-1] + 1, images.count or places[-1] + 1)))[places.start :: places.step]
     else:
         source = open_validation(own)
         if source is None:
             raise ValueError("this run holds no pictures out: name others (--data, --split)")
         pictures = Pictures(own, source)
-        found = np.stack([pictures[i]["image"] for i in range(min(count, len(pictures)))])
+        found = np.stack([pictures[i]["image"] for i in places if i < len(pictures)])
     if len(found) < count:
         raise ValueError(f"there are {len(found)} held-out pictures and {count} are needed (--images)")
     return found.astype(np.float64) / 255
@@ -253,6 +253,10 @@ def main() -> None:
     parser.add_argument("--data", default="", help="another set than the run's")
     parser.add_argument("--split", default="", help="another part of it than the run was trained on")
     parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--first", type=int, default=0, help="place of the first of them in the set")
+    parser.add_argument(
+        "--every", type=int, default=1, help="places from one to the next, as slices resemble each other"
+    )
     parser.add_argument("--num", type=int, default=20, help="draws a picture; 19 or more for intervals of 90 %%")
     parser.add_argument("--noise", type=float, default=0.02)
     parser.add_argument("--steps", type=int, default=100)
@@ -266,7 +270,8 @@ def main() -> None:
     cells_in.mkdir(parents=True, exist_ok=True)
     distance = find_lpips(flags.lpips) if flags.lpips else None
     trained = open_run(flags.dir, Settings(steps=flags.steps, batch_size=flags.batch_size))
-    pictures = held_out(trained, flags.data, flags.split, flags.images + TUNED_ON)
+    places = range(flags.first, flags.first + flags.every * (flags.images + TUNED_ON), flags.every)
+    pictures = held_out(trained, flags.data, flags.split, places)
     if pictures.shape[1:] != picture_shape(trained.config):
         raise ValueError(f"pictures {pictures.shape[1:]} are not those of the run, {picture_shape(trained.config)}")
     cells = {}
@@ -274,7 +279,10 @@ def main() -> None:
         task = task_of(name, pictures, flags.noise)
         recipe = {
             "operator": to_json(value_of(TASKS[name], OPERATORS, "--tasks")),
-            **{key: getattr(flags, key) for key in ("images", "num", "noise", "steps", "data", "split")},
+            **{
+                key: getattr(flags, key)
+                for key in ("images", "first", "every", "num", "noise", "steps", "data", "split")
+            },
             "weights_sha256": trained.weights_sha256,
             "lpips": distance and distance.weights_sha256,
         }

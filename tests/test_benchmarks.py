@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from benchmarks import gpu, report, run, worker
+from benchmarks.floor import alone, operations
 from benchmarks.flops import count_flops
 from benchmarks.plain_dit import PlainDiT, plain_state, plain_step
 from benchmarks.sections import check_same_work
@@ -83,6 +84,25 @@ def test_flops_of_closed_forms():
         # The gradients of the input and of the kernel each join the same pairs of numbers again.
         gradient = jax.grad(lambda x, w, s=stride: jnp.sum(jnp.square(conv(x, w, s))), (0, 1))
         assert count_flops(gradient, x, w) == 3 * forward
+
+
+def test_a_floor_has_every_product_as_often_as_it_runs():
+    a, b = jnp.zeros((4, 4)), jnp.zeros((4, 4))
+
+    def program(a, b):
+        x, _ = jax.lax.scan(lambda x, _: (jax.checkpoint(jnp.matmul)(x, b), None), a, None, length=3)
+        image = x.reshape(1, 4, 4, 1)
+        kernel = jnp.ones((3, 3, 1, 2))
+        return jax.lax.conv_general_dilated(image, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    found = list(operations(jax.make_jaxpr(program)(a, b).jaxpr))
+    assert [(eqn.primitive.name, times) for eqn, times in found] == [
+        ("dot_general", 3.0),
+        ("conv_general_dilated", 1.0),
+    ]
+    for eqn, _ in found:
+        out = alone(eqn)()
+        assert out.shape == (jax.device_count(), *eqn.outvars[0].aval.shape) and bool(jnp.any(out != 0))
 
 
 def test_sides_take_turns(monkeypatch):

@@ -40,9 +40,11 @@ class Warp(NamedTuple):
     shift_y: float = 0.0
 
 
-def augment(
-    rng: np.random.Generator, image: UInt8[np.ndarray, "h w c"], p: float
-) -> tuple[UInt8[np.ndarray, "h w c"], Float32[np.ndarray, "9"]]:
+Image8OrFloat = UInt8[np.ndarray, "h w c"] | Float32[np.ndarray, "h w c"]
+"""Of 8 bits, or of more as float32 in [-1, 1]."""
+
+
+def augment(rng: np.random.Generator, image: Image8OrFloat, p: float) -> tuple[Image8OrFloat, Float32[np.ndarray, "9"]]:
     """A transformed image of the same shape and its label; p in [0, 1], and p = 0 changes nothing."""
     warp = draw(rng, p)
     return transform(image, warp), label(warp)
@@ -86,12 +88,12 @@ def label(warp: Warp) -> Float32[np.ndarray, "9"]:
     )
 
 
-def transform(image: UInt8[np.ndarray, "h w c"], warp: Warp) -> UInt8[np.ndarray, "h w c"]:
+def transform(image: Image8OrFloat, warp: Warp) -> Image8OrFloat:
     """The transformed image. What comes from outside the frame is the image's mirror image."""
     image = image[:: 1 - 2 * warp.y_flip, :: 1 - 2 * warp.x_flip]
     if warp._replace(x_flip=0, y_flip=0) == Warp():
         return image
-    height, width, channels = image.shape
+    height, width = image.shape[:2]
     centre = np.array([width, height]) / 2
     linear = rotation(warp.direction) @ np.diag(2.0 ** (np.array([1, -1]) * warp.stretch / 5))
     linear = linear @ rotation(-warp.direction) @ rotation(-warp.angle) * 2.0 ** (warp.scale / 5)
@@ -106,10 +108,11 @@ def transform(image: UInt8[np.ndarray, "h w c"], warp: Warp) -> UInt8[np.ndarray
     pad_x, pad_y = np.maximum(np.ceil(beyond).astype(int) + 2, 2).tolist()  # 2: the bicubic kernel
 
     padded = np.pad(image, ((pad_y, pad_y), (pad_x, pad_x), (0, 0)), mode="reflect")
-    picture = Image.fromarray(padded[..., 0] if channels == 1 else padded)
-    rows = np.column_stack([inverse, offset + np.array([pad_x, pad_y])])
-    moved = picture.transform((width, height), Image.Transform.AFFINE, rows.ravel().tolist(), Image.Resampling.BICUBIC)
-    return np.asarray(moved).reshape(image.shape)
+    rows = np.column_stack([inverse, offset + np.array([pad_x, pad_y])]).ravel().tolist()
+    bicubic = Image.Resampling.BICUBIC
+    planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(padded, -1, 0)]
+    moved = np.stack([p.transform((width, height), Image.Transform.AFFINE, rows, bicubic) for p in planes], axis=-1)
+    return moved if image.dtype == np.uint8 else np.clip(moved, -1, 1)  # the kernel overshoots; 8 bits are clipped
 
 
 def rotation(angle: float) -> Float[np.ndarray, "2 2"]:

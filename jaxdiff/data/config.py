@@ -105,7 +105,6 @@ class Data:
         check(0 <= self.augment <= 1, "augment", self.augment, "in [0, 1]")
         check(0 < self.prior_weight <= 1000, "prior_weight", self.prior_weight, "in (0, 1000]")
         window_of(self.window)
-        check(not (self.augment and self.is_deep), "augment", self.augment, "0 with images of more than 8 bits")
         check(self.plane in ("axial", "coronal", "sagittal"), "plane", self.plane, "axial, coronal or sagittal")
         check(0 <= self.low < self.size, "low", self.low, f"from 0 to below the size, {self.size}")
         check(0 <= self.low_noise <= 1, "low_noise", self.low_noise, "in [0, 1]")

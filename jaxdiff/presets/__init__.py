@@ -22,6 +22,7 @@ PRESETS: Mapping[str, Callable[[], Config]] = {
         emoji.fashion_mnist_classifier,
         medical.pneumonia_mnist,
         medical.pneumonia_mnist_normal,
+        medical.brain_slices,
         eurosat.eurosat,
         subject.dreambooth,
         subject.textual_inversion,

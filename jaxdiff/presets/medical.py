@@ -1,4 +1,4 @@
-"""Chest X-rays at 28x28 for two CPU cores: PneumoniaMNIST, both classes or the normal ones alone."""
+"""Medical images for two CPU cores: chest X-rays at 28x28 (PneumoniaMNIST), slices of brains at 64x64."""
 
 import dataclasses
 
@@ -54,4 +54,28 @@ def pneumonia_mnist_normal() -> Config:
         network=dataclasses.replace(config.network, num_classes=0),
         objective=dataclasses.replace(config.objective, drop=0.0),
         steps=1200,
+    )
+
+
+def brain_slices() -> Config:
+    """Axial slices of brains at 64x64, of few volumes: EDM's augmentations make them many."""
+    config = pneumonia_mnist()
+    return dataclasses.replace(
+        config,
+        data=Data("nifti:ch2bet.nii.gz", size=64, channels=1, labels=False, augment=0.3),
+        network=dataclasses.replace(
+            config.network,
+            channel_mults=(1, 2, 2),
+            attention_resolutions=(8,),
+            dropout=0.0,
+            num_classes=0,
+            augment_dim=9,
+        ),
+        objective=dataclasses.replace(OBJECTIVE, prediction=predictions.EDM(sigma_data=0.9, time=predictions.Angle())),
+        ema=(ema.Decay(0.999),),
+        steps=3000,
+        batch_size=32,
+        save_every=500,
+        preview_every=1000,
+        validate_every=0,
     )

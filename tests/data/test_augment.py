@@ -88,6 +88,13 @@ def test_small_and_strong_cases_keep_the_shape(shape):
     np.testing.assert_array_equal(out, picture)  # a flat picture stays flat
 
 
+@pytest.mark.parametrize("warp", [Warp(x_flip=1), Warp(scale=0.7, angle=0.4, stretch=1.0, shift_x=-0.3)])
+def test_images_of_more_bits_move_as_those_of_eight_do(image, warp):
+    deep = transform((image / 127.5 - 1).astype(np.float32), warp)
+    assert deep.dtype == np.float32 and np.abs(deep).max() <= 1
+    np.testing.assert_allclose(127.5 * (deep + 1), transform(image, warp), atol=1)
+
+
 def test_the_label_tells_the_parameters():
     told = label(Warp(1, 1, 0.5, np.pi / 2, np.pi, 2.0, -0.25, 0.75))
     np.testing.assert_allclose(told, [1, 1, 0.5, -1, 1, -2, 0, -0.25, 0.75], atol=1e-6)
