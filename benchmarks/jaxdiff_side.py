@@ -172,7 +172,7 @@ def sampler_and_args(config: Config, shape: tuple[int, ...]) -> tuple[Any, tuple
     return sampler, (params, indices, levels_of(config, config.objective.path_of({})))
 
 
-def work_of(function: Callable, *args: Any) -> float:
+def work_of(function: Callable, args: tuple[Any, ...]) -> float:
     """The operations of the network as it is defined: of upsampling, then a 3x3 convolution of the large image.
 
     jaxdiff computes the same numbers with fewer (and DiT's attention map twice, to save memory): every side's rate is

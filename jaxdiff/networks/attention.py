@@ -6,13 +6,15 @@ Plain matrix products are the reference, and all there is on a CPU and under for
 never write the n x n map to memory: cuDNN's on NVIDIA GPUs, and on TPUs a Pallas kernel, for long sequences.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
+
+from jaxdiff.networks.axes import free_axes, spread
 
 Kernel: TypeAlias = Callable[
     [Float[Array, "b n heads d"], Float[Array, "b m heads d"], Float[Array, "b m heads d"]], Float[Array, "b n heads d"]
@@ -126,19 +128,9 @@ def fastest(
     The compiler cannot divide the kernels by itself, so they run per device: images over ``data`` and ``fsdp``, heads
     over ``tensor``, and queries over ``sequence``, where each device gathers all keys and values.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
-    free = {name: size for name, size, kind in axes if kind == AxisType.Auto and size > 1}
-
-    def dividing(names: Sequence[str], size: int) -> tuple[str, ...]:
-        taken = []
-        for name in names:
-            if size % free.get(name, size + 1) == 0:
-                taken, size = [*taken, name], size // free[name]
-        return tuple(taken)
-
     b, n, heads, _ = q.shape
-    batch, tokens, split = dividing(("data", "fsdp"), b), dividing(("sequence",), n), dividing(("tensor",), heads)
+    batch, tokens, split = spread("batch", b), spread("tokens", n), spread("heads", heads)
+    free = free_axes()
     kernel = kernel_for(program_platform(), q, k, free[tokens[0]] if tokens else 1)
     if kernel is plain or not free:
         return kernel(q, k, v)

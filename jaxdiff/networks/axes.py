@@ -69,19 +69,30 @@ def parameter_axes(path: Sequence[str], ndim: int) -> tuple[str | None, ...]:
 def constrain(x: Array, *names: str | None) -> Array:
     """`x`, spread over the mesh in force as the names of its axes say; `x` itself where none is in force.
 
-    An axis that does not divide evenly stays whole. Raises: ValueError where there are not as many names as axes.
+    Raises: ValueError where there are not as many names as axes.
     """
-    mesh = jax.sharding.get_abstract_mesh()
     if len(names) != x.ndim:
         raise ValueError(f"{len(names)} names for an array of shape {x.shape}")
-    automatic = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
-    if mesh.size == 1 or not automatic.issuperset(MESH_AXES["batch"]):
-        return x  # no mesh, one device, or inside a program for each device
-    spec = []
-    for name, size in zip(names, x.shape, strict=True):
-        axes = tuple(axis for axis in MESH_AXES[name] if axis in automatic)
-        count = 1
-        for axis in axes:
-            count *= mesh.shape[axis]
-        spec.append(axes if count > 1 and size % count == 0 else None)
+    if not free_axes():
+        return x
+    spec = [spread(name, size) or None for name, size in zip(names, x.shape, strict=True)]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def free_axes() -> dict[str, int]:
+    """Name and size of the axes, of more than one device, of the mesh in force over which the compiler may spread.
+
+    None without a mesh, on one device, and inside a program that is for each device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    return {name: size for name, size, kind in axes if kind == AxisType.Auto and size > 1}
+
+
+def spread(name: str | None, size: int) -> tuple[str, ...]:
+    """The mesh axes over which a logical axis of `size` is spread: of those it is meant for, all that divide it."""
+    free, taken = free_axes(), []
+    for axis in MESH_AXES[name]:
+        if size % free.get(axis, size + 1) == 0:
+            taken, size = [*taken, axis], size // free[axis]
+    return tuple(taken)

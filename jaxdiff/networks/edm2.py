@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxdiff.core.magnitudes import EPS, fourier, sphere
 from jaxdiff.core.types import Cond
+from jaxdiff.networks.convolution import convolution, pointwise
 from jaxdiff.networks.layers import attention
 from jaxdiff.networks.remat import recomputed
 from jaxdiff.networks.resample import downsample, upsample
@@ -211,7 +212,7 @@ class MPConv(nn.Module):
         kernel = (sphere(kernel) * (gain / math.sqrt(fan_in))).astype(x.dtype)
         if not self.size:
             return x @ kernel
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return convolution(x, kernel) if self.size == 3 else pointwise(x, kernel)
 
 
 def on_sphere_init(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "*n d"]:

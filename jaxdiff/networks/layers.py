@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.core.types import Cond
 from jaxdiff.networks.attention import borrowed, fastest, plain
+from jaxdiff.networks.convolution import convolution, pointwise
 from jaxdiff.networks.remat import ATTENTION
 
 PERTURBED = "perturbed"
@@ -39,6 +40,8 @@ def conv(
     operation: Callable[..., Array] | None = None,
 ) -> nn.Conv:
     """A ``size x size`` convolution; ``stride = 2`` halves the image. `operation`: another way to compute it."""
+    if operation is None and stride == 1 and padding == "SAME":
+        operation = {1: pointwise, 3: convolution}.get(size)
     return nn.Conv(
         features,
         (size, size),
