@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.networks.axes import free_axes, spread
+from jaxdiff.networks.axes import free_axes, program_platform, spread
 
 Kernel: TypeAlias = Callable[
     [Float[Array, "b n heads d"], Float[Array, "b m heads d"], Float[Array, "b m heads d"]], Float[Array, "b n heads d"]
@@ -92,12 +92,6 @@ def splash(
     run = kernels.make_splash_mha(everything, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret)
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q * jnp.asarray(d**-0.5, q.dtype), k, v))
     return jnp.swapaxes(cast(Array, jax.vmap(run)(q, k, v)), 1, 2)
-
-
-def program_platform() -> str:
-    """The platform that the program at hand is for: that of the mesh in force, else of this machine."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
 
 
 def kernel_for(

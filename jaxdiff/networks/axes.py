@@ -96,3 +96,9 @@ def spread(name: str | None, size: int) -> tuple[str, ...]:
         if size % free.get(axis, size + 1) == 0:
             taken, size = [*taken, axis], size // free[axis]
     return tuple(taken)
+
+
+def program_platform() -> str:
+    """The platform that the program at hand is for: that of the mesh in force, else of this machine."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform

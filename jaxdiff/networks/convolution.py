@@ -16,8 +16,7 @@ from jax.custom_derivatives import SymbolicZero, linear_call
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from jaxdiff.networks.attention import program_platform
-from jaxdiff.networks.axes import free_axes, spread
+from jaxdiff.networks.axes import free_axes, program_platform, spread
 
 LARGE = 16 * 16
 """Pixels from which products are the faster: measured with 48 to 512 channels."""
