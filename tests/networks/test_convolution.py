@@ -21,12 +21,13 @@ def assert_close(found, expected):
 
 
 def test_the_gradient_of_the_kernel_is_the_sum_over_pixels_of_their_products_by_neighbours():
-    x, _, dy = (np.asarray(a) for a in draw(3, 5, 2, 4))
+    x, _, dy = draw(3, 5, 2, 4)
+    found = of_images(x, dy)
     wide = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     for i in range(3):
         for j in range(3):
             expected = np.einsum("bhwc,bhwd->cd", wide[:, i : i + 5, j : j + 5], dy)
-            np.testing.assert_allclose(of_images(x, dy)[i, j], expected, atol=1e-4)
+            np.testing.assert_allclose(found[i, j], expected, atol=1e-4)
 
 
 # Either operand the narrower one; several images in one product, one image in several; a prime number of images.
