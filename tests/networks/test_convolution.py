@@ -42,7 +42,7 @@ def test_values_and_gradients_are_those_of_the_plain_convolution(b, side, c, d):
 
 
 def test_every_other_derivative_is_there_too():
-    """Forward, of either operand and both; reverse over forward, as in MeanFlow; of the input's gradient; recomputed."""
+    """Forward, of either operand and both; reverse over forward, as in MeanFlow; of a gradient; recomputed."""
     x, kernel, _ = draw(2, 16, 3, 3)
 
     def derivatives(op):
@@ -71,7 +71,8 @@ def test_small_images_other_types_and_other_platforms_have_the_plain_one():
         return "dot_general" in str(gradient)
 
     assert products(16, "float32") and not products(15, "float32") and not products(16, "bfloat16")
-    tpu = AbstractMesh((2, 1, 1, 1), AXES, (AxisType.Auto,) * 4, abstract_device=AbstractDevice("TPU v5 lite", 1, "tpu"))
+    device = AbstractDevice("TPU v5 lite", 1, "tpu")
+    tpu = AbstractMesh((2, 1, 1, 1), AXES, (AxisType.Auto,) * 4, abstract_device=device)
     with jax.sharding.use_abstract_mesh(tpu):
         assert not products(16, "float32")
 
