@@ -108,7 +108,7 @@ def test_statistics_records_tables_and_grids(bucket):
     moments.save(file, statistics)
     assert moments.load(file).n == 7 and reference.has_statistics(str(file))
     evaluate.write_json(evaluate.evaluations(bucket) / "r.json", {"a": 1})
-    prepare_workdir(bucket.parent / "other", {})
+    prepare_workdir(bucket.parent / "other", {"steps": 1})
     assert evaluate.evaluations(bucket.parent / "other") == bucket.parent / "other" / "evaluations"
     record = {"point": {"steps": "4"}, "metrics": {"psnr": {"value": 1.0}}}
     sweep.write(bucket / "e", {"sweep": {"steps": ("4",)}, "records": [record]})

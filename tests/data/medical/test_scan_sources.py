@@ -144,7 +144,7 @@ def test_fields_that_do_not_fit_are_refused():
     for fields, flag in (
         ({"window": (1.0, 1.0)}, "--data.window"),
         ({"window": (0.0, float("nan"))}, "--data.window"),
-        ({"augment": 0.1}, "--data.augment"),
+        ({"augment": 1.1}, "--data.augment"),
     ):
         with pytest.raises(ValueError, match=flag):
             Data("dicom:x", 8, 1, **fields)
