@@ -233,9 +233,11 @@ def test_only_sigma_over_alpha_matters(name):
     ends = [
         run(method, operator, y, noise, data, levels=karras(12, p, 0.02))[0] for p in (paths.Sigma(), paths.Linear())
     ]
-    # Where chains are drawn again, rounding may choose another one.
-    far = np.abs(ends[0] - ends[1]).max(axis=1) > 5e-3
-    assert np.mean(far) < (0.05 if name == TWISTED else 1e-9)
+    if name != TWISTED:
+        np.testing.assert_allclose(ends[0], ends[1], atol=5e-3)
+    else:  # rounding may choose other chains where they are drawn again: their law stays, as with any other keys
+        apart = np.linalg.norm(ends[0].mean(0) - ends[1].mean(0)) / np.sqrt(np.trace(np.cov(ends[1].T)))
+        assert apart < 0.35 and abs(np.trace(np.cov(ends[0].T)) / np.trace(np.cov(ends[1].T)) - 1) < 0.35
 
 
 @pytest.mark.parametrize("name", [*OWN_STEPS, "red-diff", STEERED])
