@@ -109,7 +109,7 @@ def training(config: Config, shape: tuple[int, int, int], compiled: bool = False
     return Case(run_compiled, flops, count(abstract.params), about(), ready=lambda: None)
 
 
-def init_and_step(config: Config, shape: tuple[int, ...]) -> tuple[Callable[[], TrainState], Callable[..., Any]]:
+def init_and_step(config: Config, shape: tuple[int, int, int]) -> tuple[Callable[[], TrainState], Callable[..., Any]]:
     """The first state, and the step from one to the next."""
     rule = optimizer(config.optim, config.steps)
 
@@ -120,7 +120,7 @@ def init_and_step(config: Config, shape: tuple[int, ...]) -> tuple[Callable[[], 
     return init, make_step(build.loss_fn(config), rule, config.ema, config.seed)
 
 
-def step_and_args(config: Config, shape: tuple[int, ...]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def step_and_args(config: Config, shape: tuple[int, int, int]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The step, and its arguments without values."""
     init, step = init_and_step(config, shape)
     batch = {"image": jax.ShapeDtypeStruct((config.batch_size, *shape), np.uint8)}
@@ -157,7 +157,7 @@ def sampling_case(spec: Spec) -> Case:
     return Case(run, work, count(abstract), about(), ready=(lambda: None) if spec.device else None)
 
 
-def sampler_and_args(config: Config, shape: tuple[int, ...]) -> tuple[Any, tuple[Any, ...]]:
+def sampler_and_args(config: Config, shape: tuple[int, int, int]) -> tuple[Any, tuple[Any, ...]]:
     """The jitted sampler, and its arguments: parameters without values, the images' numbers, the levels."""
 
     @jax.jit

@@ -111,7 +111,8 @@ def transform(image: Image8OrFloat, warp: Warp) -> Image8OrFloat:
     rows = np.column_stack([inverse, offset + np.array([pad_x, pad_y])]).ravel().tolist()
     bicubic = Image.Resampling.BICUBIC
     planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(padded, -1, 0)]
-    moved = np.stack([p.transform((width, height), Image.Transform.AFFINE, rows, bicubic) for p in planes], axis=-1)
+    turned = [p.transform((width, height), Image.Transform.AFFINE, rows, bicubic) for p in planes]
+    moved = np.stack([np.asarray(plane) for plane in turned], axis=-1)
     return moved if image.dtype == np.uint8 else np.clip(moved, -1, 1)  # the kernel overshoots; 8 bits are clipped
 
 

@@ -97,7 +97,7 @@ def of_images(x: Float[Array, "b h w c"], dy: Float[Array, "b h w d"]) -> Float[
 
     total = jnp.zeros((left.shape[-1], 9 * right.shape[-1]))
     few = [a.reshape(b // count, count, h, w, a.shape[-1]) for a in (left, right)]
-    total = jax.lax.scan(add, total, tuple(few))[0].reshape(left.shape[-1], 3, 3, right.shape[-1])
+    total = jax.lax.scan(add, total, (few[0], few[1]))[0].reshape(left.shape[-1], 3, 3, right.shape[-1])
     return total[:, ::-1, ::-1].transpose(1, 2, 0, 3) if mirrored else total.transpose(1, 2, 3, 0)
 
 
