@@ -108,6 +108,7 @@ def from_svd(
     into_u: Callable[[Measured], Array],
     from_u: Callable[[Array], Measured],
     onto: bool = True,
+    complete: bool = True,
     cut: float = 1e-4,
     seen: np.ndarray | None = None,
 ) -> Linear:
@@ -115,7 +116,7 @@ def from_svd(
     `values` or one that it broadcasts to, and may be complex.
 
     `values` are 0 where there is nothing to measure, and into_u may hold anything there. `onto`: every y is U z of some
-    z. Singular values up to `cut` times the largest count as 0 in `pinv` and `spectral`, whose factors may grow as
+    z; `complete`: every x is V z of some z, and what is not has the singular value 0. Singular values up to `cut` times the largest count as 0 in `pinv` and `spectral`, whose factors may grow as
     their inverse.
     """
     s = jnp.asarray(values, jnp.float32)
@@ -125,6 +126,12 @@ def from_svd(
         found = from_u(into_u(y) * inverse(jnp.square(s) + lam))
         return found if onto else found + inverse(lam) * (y - from_u(into_u(y) * (s > 0)))
 
+    def spectral(f: Factor, x: Image) -> Image:
+        if complete:
+            return from_v(f(kept) * into_v(x))
+        none = f(jnp.zeros(()))
+        return none * x + from_v((f(kept) - none) * into_v(x))
+
     return Linear(
         shape,
         measured,
@@ -132,7 +139,7 @@ def from_svd(
         adjoint=lambda y: from_v(s * into_u(y)),
         pinv=lambda y: from_v(inverse(kept) * into_u(y)),
         solve=solve,
-        spectral=lambda f, x: from_v(f(kept) * into_v(x)),
+        spectral=spectral,
         seen=seen,
     )
 
@@ -193,24 +200,18 @@ def from_matrix(shape: Shape, measured: tuple[int, ...], matrix: Float[np.ndarra
     """
     h, w, c = shape
     m, n = matrix.shape
-    u, s, vt = np.linalg.svd(np.asarray(matrix, np.float64), full_matrices=m < n)
-    values = np.zeros((n, 1))
-    values[: s.size, 0] = s
+    u, values, vt = np.linalg.svd(np.asarray(matrix, np.float64), full_matrices=False)
     u, v = (jnp.asarray(a, jnp.float32) for a in (u, vt.T))
-
-    def into_u(y: Measured) -> Array:
-        z = _product(u.T, y.reshape(y.shape[0], m, c))
-        return jnp.pad(z, ((0, 0), (0, n - z.shape[1]), (0, 0)))
-
     return from_svd(
         shape,
         measured,
-        values,
+        values[:, None],
         into_v=lambda x: _product(v.T, x.reshape(x.shape[0], n, c)),
         from_v=lambda z: _product(v, z).reshape(-1, h, w, c),
-        into_u=into_u,
-        from_u=lambda z: _product(u, z[:, : u.shape[1]]).reshape(-1, *measured),
+        into_u=lambda y: _product(u.T, y.reshape(y.shape[0], m, c)),
+        from_u=lambda z: _product(u, z).reshape(-1, *measured),
         onto=m <= n,
+        complete=n <= m,
         cut=cut,
     )
 

@@ -1,8 +1,8 @@
 """Computed tomography: line integrals of a picture along the rays of some views.
 
-Sparse views are few of them, a limited angle is an arc below 180 degrees. Pictures of up to 1,024 pixels have their
-operator decomposed once, so that every method can use it; larger ones are projected anew each time, which needs no
-memory, and inverted by conjugate gradients. Either way the pseudo-inverse is filtered back-projection: the quick look
+Sparse views are few of them, a limited angle is an arc below 180 degrees. The operator of few rays of a small picture is
+decomposed once, so that every method can use it; others project anew each time, which needs no memory, and are
+inverted by conjugate gradients. Either way the pseudo-inverse is filtered back-projection: the quick look
 that a scanner gives, and no exact inverse where views are few.
 
 With `photons` the measurement is that of a counting detector. A ray of line integral p (in intensities, black 0, white
@@ -21,8 +21,8 @@ from jaxtyping import Array, Float, Key
 from jaxdiff.sampling.inverse.operator import Arrays, Linear, Measured, Shape, check_square, from_forward, from_matrix
 from jaxdiff.sampling.inverse.radon_rays import Rays, back_projection, matrix, project
 
-MOST_PIXELS = 1024
-"""Of a picture whose operator is decomposed."""
+MOST_WORK = 2.0**36
+"""Largest max(m, n) min(m, n)^2 of m rays and n pixels whose operator is decomposed: half a minute of two CPU cores."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,8 @@ def seen_along(rays: Rays, shape: Shape) -> Linear:
     def pinv(y: Measured) -> Float[Array, "b n n c"]:
         return back_projection(rays, y)
 
-    if rays.n**2 > MOST_PIXELS:
+    few, many = sorted((rays.views * rays.detectors, rays.n**2))
+    if many * few**2 > MOST_WORK:
         return from_forward(shape, measured, lambda x: project(rays, x), pinv, floor=1e-4)
     return dataclasses.replace(from_matrix(shape, measured, matrix(rays), cut=1e-3), pinv=pinv)
 
