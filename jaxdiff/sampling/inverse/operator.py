@@ -116,8 +116,8 @@ def from_svd(
     `values` or one that it broadcasts to, and may be complex.
 
     `values` are 0 where there is nothing to measure, and into_u may hold anything there. `onto`: every y is U z of some
-    z; `complete`: every x is V z of some z, and what is not has the singular value 0. Singular values up to `cut` times the largest count as 0 in `pinv` and `spectral`, whose factors may grow as
-    their inverse.
+    z; `complete`: every x is V z of some z, and what is not has the singular value 0. Singular values up to `cut` times
+    the largest count as 0 in `pinv` and `spectral`, whose factors may grow as their inverse.
     """
     s = jnp.asarray(values, jnp.float32)
     kept = jnp.where(s > cut * float(np.max(values)), s, 0.0)

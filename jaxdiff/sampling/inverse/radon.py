@@ -1,9 +1,9 @@
 """Computed tomography: line integrals of a picture along the rays of some views.
 
-Sparse views are few of them, a limited angle is an arc below 180 degrees. The operator of few rays of a small picture is
-decomposed once, so that every method can use it; others project anew each time, which needs no memory, and are
-inverted by conjugate gradients. Either way the pseudo-inverse is filtered back-projection: the quick look
-that a scanner gives, and no exact inverse where views are few.
+Sparse views are few of them, a limited angle is an arc below 180 degrees. The operator of few rays of a small picture
+is decomposed once, so that every method can use it; others project anew each time, which needs no memory, and are
+inverted by conjugate gradients. Either way the pseudo-inverse is filtered back-projection: the quick look that a
+scanner gives, and no exact inverse where views are few.
 
 With `photons` the measurement is that of a counting detector. A ray of line integral p (in intensities, black 0, white
 1) lets exp(-attenuation p) of the photons pass, N of them are counted, and -log(N / photons) / attenuation is
