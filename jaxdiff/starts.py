@@ -9,6 +9,7 @@ from etils import epath
 
 from jaxdiff.adapters import check_alike, check_start, is_adapted, with_token
 from jaxdiff.build import init_run
+from jaxdiff.checkpoints import read_start
 from jaxdiff.config import Config, from_json
 from jaxdiff.core.types import Params
 from jaxdiff.data.word_pieces import WordPieces, with_word
@@ -16,7 +17,6 @@ from jaxdiff.models import CONFIG, find_model, in_place
 from jaxdiff.networks.lora import LoRA
 from jaxdiff.networks.new_word import NewWord, first_vector
 from jaxdiff.texts import vocabulary_of
-from jaxdiff.trained import read_start
 from jaxdiff.training.restore import fingerprint
 from jaxdiff.training.workdir import read_config
 

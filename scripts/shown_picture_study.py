@@ -25,10 +25,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from jaxdiff.checkpoints import read_checkpoint
 from jaxdiff.data import Data, open_source, open_validation
 from jaxdiff.data.images import resize
 from jaxdiff.data.pictures import Pictures
-from jaxdiff.trained import read_checkpoint
 from jaxdiff.training.contact_sheet import contact_sheet, save_png
 
 SHOWN = 12

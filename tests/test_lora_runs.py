@@ -12,8 +12,8 @@ from tiny_text import TEXT
 
 import sample
 import train
+from jaxdiff.checkpoints import read_checkpoint
 from jaxdiff.pretrained import safetensors
-from jaxdiff.trained import read_checkpoint
 from jaxdiff.training.restore import read_params, steps
 
 LORA = ["--lora.rank", "2", "--lora.alpha", "3", "--lora.targets", "all", "--steps", "8", "--save-every", "4"]

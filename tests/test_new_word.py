@@ -8,10 +8,10 @@ from tiny_text import TEXT
 
 import sample
 import train
+from jaxdiff.checkpoints import read_checkpoint
 from jaxdiff.commands import lora
 from jaxdiff.data.word_pieces import WordPieces, learn, with_word
 from jaxdiff.pretrained import safetensors
-from jaxdiff.trained import read_checkpoint
 from jaxdiff.training.restore import read_params
 
 TABLE = ("network", "text_encoder", "tokens", "embedding")

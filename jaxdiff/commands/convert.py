@@ -18,6 +18,7 @@ import tyro
 
 from jaxdiff import cli, singles
 from jaxdiff.autoencoders import is_autoencoder
+from jaxdiff.checkpoints import read_checkpoint
 from jaxdiff.exports import export
 from jaxdiff.models import Checkpoint, Dtype, check_new, find_model, is_run, write_model
 from jaxdiff.originals import config_of, open_original, tensors_of
@@ -25,7 +26,6 @@ from jaxdiff.pipelines import Pipeline, is_pipeline, read_pipeline
 from jaxdiff.pretrained.adm import Ways
 from jaxdiff.pretrained.prompts import lacking
 from jaxdiff.singles import Given, PredictionName
-from jaxdiff.trained import read_checkpoint
 
 CODEC = "codec"
 """Where a model's folder holds what decodes its latents."""

@@ -14,8 +14,8 @@ from etils import epath
 
 from jaxdiff import cli
 from jaxdiff.adapters import dump_adapter
+from jaxdiff.checkpoints import read_part
 from jaxdiff.pretrained import safetensors
-from jaxdiff.trained import read_part
 
 
 @dataclasses.dataclass(frozen=True)
