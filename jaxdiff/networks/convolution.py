@@ -1,11 +1,16 @@
-"""Convolutions as matrix products, where that is the faster way.
+"""Convolutions and their gradients, said to XLA in the way in which a CPU is fast at them.
 
     y[p] = sum over taps t of x[p + t] k[t]                    3x3, zeros outside of the image
+    dL/dx[p] = sum over taps t of dL/dy[p + t] k[-t]^T
     dL/dk[t] = sum over images and pixels p of x[p + t]^T dL/dy[p]
 
-XLA computes the second line as a convolution whose kernel is as large as the image. On a CPU that takes up to three
+The second line is a convolution too. XLA's kernels for CPUs want theirs in the order of axes of the first, which a
+pass over the program brings about, but not inside loops; there it takes ten times as long. `to_transpose` makes it be
+in that order from the start.
+
+XLA computes the third line as a convolution whose kernel is as large as the image. On a CPU that takes up to three
 times as long as a product of the pixels by their nine neighbours, which is made here for a few images at a time, so
-that the neighbours stay in the cache. Everything else is XLA's own convolution.
+that the neighbours stay in the cache.
 """
 
 import math
@@ -38,11 +43,9 @@ def convolution(
 ) -> Float[Array, "b h w d"]:
     """A 3x3 convolution with zeros outside of the image.
 
-    On a CPU its gradient by the kernel cannot be vectorised (`jax.vmap`) or differentiated again.
+    On a CPU its gradient by the kernel cannot be vectorised (`jax.vmap`) or differentiated again, for large images.
     """
-    large = math.prod(x.shape[1:3]) >= LARGE
-    suits = large and x.dtype == kernel.dtype == jnp.float32 and program_platform() == "cpu"
-    return with_products(x, kernel) if suits else plain(x, kernel)
+    return on_cpu(x, kernel) if program_platform() == "cpu" else plain(x, kernel)
 
 
 def plain(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b h w d"]:
@@ -51,8 +54,8 @@ def plain(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[
 
 
 @jax.custom_jvp
-def with_products(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b h w d"]:
-    """`plain`, whose gradient by the kernel is `kernel_gradient`."""
+def on_cpu(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b h w d"]:
+    """`plain`, whose gradients are convolutions in XLA's order, and by the kernel of large images products."""
     return plain(x, kernel)
 
 
@@ -60,13 +63,24 @@ def _derivative(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tupl
     (x, kernel), (dx, dkernel) = primals, tangents
     parts = []
     if not isinstance(dx, SymbolicZero):
-        parts.append(with_products(dx, kernel))
+        parts.append(to_transpose(dx, kernel))
     if not isinstance(dkernel, SymbolicZero):
-        parts.append(linear_call(plain, kernel_gradient, x, dkernel))
-    return with_products(x, kernel), sum(parts[1:], parts[0])
+        large = math.prod(x.shape[1:3]) >= LARGE and x.dtype == kernel.dtype == jnp.float32
+        parts.append(linear_call(plain, kernel_gradient, x, dkernel) if large else plain(x, dkernel))
+    return on_cpu(x, kernel), sum(parts[1:], parts[0])
 
 
-with_products.defjvp(_derivative, symbolic_zeros=True)
+on_cpu.defjvp(_derivative, symbolic_zeros=True)
+
+
+@jax.custom_jvp
+def to_transpose(dx: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b h w d"]:
+    """`plain` with a kernel of turned axes, which JAX turns back where it transposes by the image."""
+    order = ("NHWC", "HWOI", "NHWC")
+    return jax.lax.conv_general_dilated(dx, kernel.swapaxes(2, 3), (1, 1), "SAME", dimension_numbers=order)
+
+
+to_transpose.defjvp(_derivative, symbolic_zeros=True)
 
 
 def kernel_gradient(x: Float[Array, "b h w c"], dy: Float[Array, "b h w d"]) -> Float[Array, "3 3 c d"]:

@@ -1,4 +1,6 @@
-"""The divergence of a velocity field of images: exact, or Hutchinson's estimate v . (J v) with E[v v^T] = I.
+"""The divergence of a velocity field of images: exact, or Hutchinson's estimate v . (J^T v) with E[v v^T] = I.
+
+Derivatives are taken backwards, as everywhere in loops: on a CPU convolutions are fast so (networks/convolution.py).
 
 Source: arXiv:2011.13456, App. D.2 (Hutchinson's probes, kept along the trajectory).
 """
@@ -32,7 +34,7 @@ class Divergence(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Exact:
-    """The trace of the Jacobian, one directional derivative per dimension: for small images."""
+    """The trace of the Jacobian, one gradient per dimension: for small images."""
 
     chunk: int = 16
     """Directions taken at once: memory for time."""
@@ -41,20 +43,20 @@ class Exact:
         return jnp.zeros((x.shape[0], 0, *x.shape[1:]))
 
     def __call__(self, velocity: Velocity, z: Image, probes: Probes) -> tuple[Image, Float[Array, "b"]]:
-        out, derivative = jax.linearize(velocity, z)
+        out, pull = jax.vjp(velocity, z)
         d = math.prod(z.shape[1:])
 
         def diagonal(i: Array) -> Float[Array, "b"]:
             direction = jnp.zeros(d).at[i].set(1.0).reshape(z.shape[1:])
-            along = derivative(jnp.broadcast_to(direction, z.shape))
-            return along.reshape(-1, d)[:, i]
+            (gradient,) = pull(jnp.broadcast_to(direction, z.shape))
+            return gradient.reshape(-1, d)[:, i]
 
         return out, jnp.sum(jax.lax.map(diagonal, jnp.arange(d), batch_size=min(self.chunk, d)), axis=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Hutchinson:
-    """The mean of v . (J v) over random probes v: unbiased, at one directional derivative each."""
+    """The mean of v . (J^T v) over random probes v: unbiased, at one gradient each."""
 
     num_probes: int = 1
     """Probes per image."""
@@ -70,6 +72,6 @@ class Hutchinson:
         return jax.vmap(lambda key: draw(key, (self.num_probes, *x.shape[1:]), jnp.float32))(keys)
 
     def __call__(self, velocity: Velocity, z: Image, probes: Probes) -> tuple[Image, Float[Array, "b"]]:
-        out, derivative = jax.linearize(velocity, z)
-        along = jax.vmap(derivative, in_axes=1, out_axes=1)(probes)
-        return out, jnp.mean(jnp.sum(probes * along, axis=(2, 3, 4)), axis=1)
+        out, pull = jax.vjp(velocity, z)
+        (gradients,) = jax.vmap(pull, in_axes=1, out_axes=1)(probes)
+        return out, jnp.mean(jnp.sum(probes * gradients, axis=(2, 3, 4)), axis=1)

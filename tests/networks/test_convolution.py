@@ -1,5 +1,7 @@
 """The 3x3 convolution whose gradient is made of products, against XLA's; and the 1x1 convolution."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,6 +64,20 @@ def test_every_other_derivative_is_there_too():
 
     for a, b in zip(derivatives(convolution), derivatives(plain), strict=True):
         assert_close(a, b)
+
+
+@pytest.mark.parametrize("side", [8, 16])
+def test_in_loops_the_gradient_of_the_image_is_in_the_order_of_axes_that_xla_is_fast_in(side):
+    x, kernel, _ = draw(1, side, 3, 3)
+
+    def orders(op):
+        def step(x, _):
+            return jax.grad(lambda x: jnp.square(op(x, kernel)).sum())(x), None
+
+        program = jax.jit(lambda x: jax.lax.scan(step, x, length=3)[0]).lower(x).compile()
+        return set(re.findall("dim_labels=([^,]+)", program.as_text()))
+
+    assert orders(convolution) == {"b01f_01io->b01f"} < orders(plain)
 
 
 def test_small_images_other_types_and_other_platforms_have_the_plain_one():
