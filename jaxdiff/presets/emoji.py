@@ -49,7 +49,7 @@ def smileys() -> Config:
         steps=1200,
         batch_size=32,
         log_every=20,
-        save_every=400,
+        save_every=600,
         preview_every=600,
     )
 
@@ -294,6 +294,6 @@ def fashion_mnist_classifier() -> Config:
         ema=(ema.Decay(0.995),),
         steps=1200,
         batch_size=64,
-        save_every=250,
+        save_every=600,
         validate_every=1200,
     )

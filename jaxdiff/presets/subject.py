@@ -45,6 +45,6 @@ def _on_emoji() -> Config:
         ema=(ema.Decay(0.99),),
         batch_size=16,
         log_every=20,
-        save_every=100,
+        save_every=400,
         preview_every=0,
     )
